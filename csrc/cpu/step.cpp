@@ -1,0 +1,294 @@
+// step: guidance combine, denoised image, clamp, solver update, noise and the next network input.
+//
+// One pass: reads x, each branch and the history slots that the update uses once, writes x, the slots
+// that it changes and the next input once. Work is cut into runs of kRun elements whose intermediates
+// stay in the L1 cache; every inner loop is a plain vectorised one.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <optional>
+
+#include "../step_table.h"
+#include "clones.h"
+#include "noise.h"
+
+namespace fastguide {
+namespace {
+
+constexpr int64_t kRun = 512;
+
+enum class Type { kFloat, kBFloat16, kHalf };
+
+Type type_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat: return Type::kFloat;
+    case at::kBFloat16: return Type::kBFloat16;
+    case at::kHalf: return Type::kHalf;
+    default: TORCH_CHECK(false, "step: dtype ", tensor.scalar_type(), "; call fastguide.ops.step");
+  }
+}
+
+inline float as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline uint32_t as_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+inline float from_bfloat16(uint16_t bits) { return as_float(static_cast<uint32_t>(bits) << 16); }
+
+inline uint16_t to_bfloat16(float value) {  // round to nearest even; NaN stays NaN
+  const uint32_t bits = as_bits(value);
+  const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  return static_cast<uint16_t>(value != value ? 0x7FC0u : rounded);
+}
+
+inline float from_half(uint16_t bits) {
+  const uint32_t magnitude = static_cast<uint32_t>(bits & 0x7FFFu) << 13;
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
+  const float scaled = as_float(magnitude) * 0x1p112f;  // moves the exponent; exact for subnormals
+  const uint32_t special = magnitude | 0x7F800000u;     // infinity and NaN
+  return as_float((magnitude >= 0x0F800000u ? special : as_bits(scaled)) | sign);
+}
+
+inline uint16_t to_half(float value) {  // round to nearest even; overflow to infinity
+  const uint32_t bits = as_bits(value), sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7FFFFFFFu;
+  // normal: shift the exponent and round; subnormal: let a float addition round at 2^-24
+  const uint32_t normal = (magnitude - 0x38000000u + 0x0FFFu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t subnormal = as_bits(as_float(magnitude) + 0.5f) - 0x3F000000u;
+  uint32_t out = magnitude < 0x38800000u ? subnormal : normal;
+  out = magnitude >= 0x477FF000u ? 0x7C00u : out;
+  out = magnitude > 0x7F800000u ? 0x7E00u : out;
+  return static_cast<uint16_t>(out | sign);
+}
+
+// One branch: element (sample, channel, pixel) lies at sample * batch + channel * outer + pixel * inner.
+struct Branch {
+  const void* data;
+  int64_t batch, outer, inner;
+  bool plain;  // all elements of a sample lie one after the other
+};
+
+struct Arguments {
+  float* state;
+  int64_t slots, batch, numel, pixels;
+  const Branch* branches;
+  int64_t branch_count;
+  Type branch_type;
+  const float* row;      // of the table
+  const float* weights;  // of the evaluation: [batch, branches]
+  int64_t weight_stride;
+  uint32_t evaluation;
+  const int64_t* seeds;  // or null
+  const float* noise;    // or null
+  void* input;           // or null
+  int64_t copies;
+  Type input_type;
+  int32_t* first_bad;
+  int64_t reads, writes;
+};
+
+FASTGUIDE_CLONES void load_plain(float* __restrict out, const void* data, int64_t at, int64_t count,
+                                 Type type) {
+  if (type == Type::kFloat) {
+    std::memcpy(out, static_cast<const float*>(data) + at, count * sizeof(float));
+  } else if (type == Type::kBFloat16) {
+    const uint16_t* from = static_cast<const uint16_t*>(data) + at;
+    for (int64_t i = 0; i < count; ++i) out[i] = from_bfloat16(from[i]);
+  } else {
+    const uint16_t* from = static_cast<const uint16_t*>(data) + at;
+    for (int64_t i = 0; i < count; ++i) out[i] = from_half(from[i]);
+  }
+}
+
+void load_strided(float* out, const Branch& branch, int64_t sample, int64_t start, int64_t count,
+                  int64_t pixels, Type type) {
+  int64_t channel = start / pixels, pixel = start % pixels;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t at = sample * branch.batch + channel * branch.outer + pixel * branch.inner;
+    if (type == Type::kFloat) {
+      out[i] = static_cast<const float*>(branch.data)[at];
+    } else {
+      const uint16_t bits = static_cast<const uint16_t*>(branch.data)[at];
+      out[i] = type == Type::kBFloat16 ? from_bfloat16(bits) : from_half(bits);
+    }
+    if (++pixel == pixels) pixel = 0, ++channel;
+  }
+}
+
+void load(float* out, const Arguments& a, int64_t k, int64_t sample, int64_t start, int64_t count) {
+  const Branch& branch = a.branches[k];
+  if (branch.plain) {
+    load_plain(out, branch.data, sample * branch.batch + start, count, a.branch_type);
+  } else {
+    load_strided(out, branch, sample, start, count, a.pixels, a.branch_type);
+  }
+}
+
+FASTGUIDE_CLONES void first_branch(float* __restrict guided, const float* __restrict positive,
+                                   float weight, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) guided[i] = weight * positive[i];
+}
+
+FASTGUIDE_CLONES void add_delta(float* __restrict guided, const float* __restrict positive,
+                                const float* __restrict other, float weight, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) guided[i] += weight * (positive[i] - other[i]);
+}
+
+// guided becomes the denoised image; comparisons, not fmin: a NaN must stay one.
+FASTGUIDE_CLONES void denoise(float* __restrict guided, const float* __restrict x, float of_x,
+                              float of_guided, float low, float high, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    float value = of_x * x[i] + of_guided * guided[i];
+    value = value < low ? low : value;
+    guided[i] = value > high ? high : value;
+  }
+}
+
+FASTGUIDE_CLONES void scale(float* __restrict out, const float* __restrict slot, float coefficient,
+                            int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = coefficient * slot[i];
+}
+
+FASTGUIDE_CLONES void add_scaled(float* __restrict out, const float* __restrict slot,
+                                 float coefficient, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] += coefficient * slot[i];
+}
+
+FASTGUIDE_CLONES bool all_finite(const float* __restrict x, int64_t count) {
+  int32_t bad = 0;
+  for (int64_t i = 0; i < count; ++i) bad |= (as_bits(x[i]) & 0x7F800000u) == 0x7F800000u;
+  return !bad;
+}
+
+FASTGUIDE_CLONES void store_input(void* out, int64_t at, Type type, const float* __restrict x,
+                                  float coefficient, int64_t count) {
+  if (type == Type::kFloat) {
+    float* to = static_cast<float*>(out) + at;
+    for (int64_t i = 0; i < count; ++i) to[i] = coefficient * x[i];
+  } else if (type == Type::kBFloat16) {
+    uint16_t* to = static_cast<uint16_t*>(out) + at;
+    for (int64_t i = 0; i < count; ++i) to[i] = to_bfloat16(coefficient * x[i]);
+  } else {
+    uint16_t* to = static_cast<uint16_t*>(out) + at;
+    for (int64_t i = 0; i < count; ++i) to[i] = to_half(coefficient * x[i]);
+  }
+}
+
+void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
+  alignas(64) float positive[kRun], other[kRun], guided[kRun], drawn[kRun];
+  alignas(64) float out[kMaxSlots][kRun];
+  const int64_t slot_size = a.batch * a.numel, at = sample * a.numel + start;
+  const float* x = a.state + at;
+  const float* weight = a.weights + sample * a.weight_stride;
+
+  if (a.branch_count > 0) {
+    load(positive, a, 0, sample, start, count);
+    first_branch(guided, positive, weight[0], count);
+    for (int64_t k = 1; k < a.branch_count; ++k) {
+      load(other, a, k, sample, start, count);
+      add_delta(guided, positive, other, weight[k], count);
+    }
+    denoise(guided, x, a.row[kOfX], a.row[kOfPrediction], a.row[kLow], a.row[kHigh], count);
+  }
+  const float* noise = nullptr;
+  if (a.noise != nullptr) {
+    noise = a.noise + at;
+  } else if (a.seeds != nullptr) {
+    fill_normals(drawn, static_cast<uint64_t>(a.seeds[sample]), a.evaluation + 1,
+                 static_cast<uint64_t>(start / 4), count);
+    noise = drawn;
+  }
+
+  // every output reads the old slots, so all are formed before any is stored
+  for (int64_t r = 0; r < a.slots; ++r) {
+    if (!(a.writes >> r & 1)) continue;
+    const float* c = a.row + kMatrix + r * (a.slots + 2);
+    if (a.branch_count > 0) {
+      scale(out[r], guided, c[a.slots], count);
+    } else {
+      std::fill_n(out[r], count, 0.0f);
+    }
+    for (int64_t j = 0; j < a.slots; ++j) {
+      if (a.reads >> j & 1) add_scaled(out[r], a.state + j * slot_size + at, c[j], count);
+    }
+    if (noise != nullptr) add_scaled(out[r], noise, c[a.slots + 1], count);
+  }
+  for (int64_t r = 0; r < a.slots; ++r) {
+    if (a.writes >> r & 1) std::memcpy(a.state + r * slot_size + at, out[r], count * sizeof(float));
+  }
+  if (!all_finite(x, count)) {  // rare: samples share no entry, but the runs of one sample do
+    int32_t seen = __atomic_load_n(&a.first_bad[sample], __ATOMIC_RELAXED);
+    const int32_t now = static_cast<int32_t>(a.evaluation);
+    while (now < seen && !__atomic_compare_exchange_n(&a.first_bad[sample], &seen, now, false,
+                                                      __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+  }
+  for (int64_t copy = 0; copy < a.copies; ++copy) {
+    store_input(a.input, copy * slot_size + at, a.input_type, x, a.row[kInputScale], count);
+  }
+}
+
+void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
+          const at::Tensor& table, const at::Tensor& evaluation,
+          const std::optional<at::Tensor>& seeds, const std::optional<at::Tensor>& noise,
+          const std::optional<at::Tensor>& net_input, at::Tensor& first_bad, int64_t reads,
+          int64_t writes) {
+  const int64_t slots = state.size(0), batch = state.size(1);
+  const int64_t pixels = state.size(3), numel = state.size(2) * pixels;
+  const int64_t e = evaluation.item<int64_t>();
+  // what protects memory; everything else is checked in fastguide/ops.py
+  TORCH_CHECK(state.dim() == 4 && state.is_contiguous() && slots <= kMaxSlots && e >= 0 &&
+                  e < table.size(0) && e < weights.size(0) && table.is_contiguous() &&
+                  table.size(1) >= kMatrix + slots * (slots + 2) &&
+                  weights.size(2) >= static_cast<int64_t>(branches.size()),
+              "step: call fastguide.ops.step");
+  at::SmallVector<Branch, 8> views;
+  for (const at::Tensor& branch : branches) {
+    const int64_t outer = branch.stride(1), inner = branch.stride(2);
+    const bool plain = (pixels == 1 || inner == 1) && (branch.size(1) == 1 || outer == pixels);
+    views.push_back({branch.const_data_ptr(), branch.stride(0), outer, inner, plain});
+  }
+  Arguments a{};
+  a.state = state.mutable_data_ptr<float>();
+  a.slots = slots, a.batch = batch, a.numel = numel, a.pixels = pixels;
+  a.branches = views.data(), a.branch_count = static_cast<int64_t>(views.size());
+  a.branch_type = views.empty() ? Type::kFloat : type_of(branches[0]);
+  a.row = table.const_data_ptr<float>() + e * table.stride(0);
+  a.weights = weights.const_data_ptr<float>() + e * weights.stride(0);
+  a.weight_stride = weights.size(1) == 1 ? 0 : weights.stride(1);
+  a.evaluation = static_cast<uint32_t>(e);
+  a.seeds = seeds ? seeds->const_data_ptr<int64_t>() : nullptr;
+  a.noise = noise ? noise->const_data_ptr<float>() : nullptr;
+  a.input = net_input ? net_input->mutable_data_ptr() : nullptr;
+  a.copies = net_input ? net_input->size(0) / std::max<int64_t>(batch, 1) : 0;
+  a.input_type = net_input ? type_of(*net_input) : Type::kFloat;
+  a.first_bad = first_bad.mutable_data_ptr<int32_t>();
+  a.reads = reads, a.writes = writes;
+
+  const int64_t runs = (numel + kRun - 1) / kRun;
+  constexpr int64_t kGrain = 8;  // below some 4,000 elements a second thread costs more than it saves
+  at::parallel_for(0, batch * runs, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t start = i % runs * kRun;
+      run(a, i / runs, start, std::min(kRun, numel - start));
+    }
+  });
+}
+
+}  // namespace
+}  // namespace fastguide
+
+TORCH_LIBRARY_IMPL(fastguide, CPU, m) { m.impl("step", &fastguide::step); }

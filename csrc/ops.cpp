@@ -1,0 +1,37 @@
+// The schemas of all ops, and the Python module that says what was built.
+
+#include <pybind11/pybind11.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+namespace py = pybind11;
+
+TORCH_LIBRARY(fastguide, m) {
+  m.def("noise(Tensor seeds, int evaluation, int numel) -> Tensor");
+  m.def(
+      "step(Tensor(a!) state, Tensor[] branches, Tensor weights, Tensor table, Tensor evaluation, "
+      "Tensor? seeds, Tensor? noise, Tensor(b!)? net_input, Tensor(c!) first_bad, "
+      "int reads, int writes) -> ()");
+}
+
+static py::dict build_info() {
+  py::dict info;
+  info["torch"] = TORCH_VERSION;
+  info["compiler"] = __VERSION__;
+#if defined(FASTGUIDE_CUDA)
+  info["cuda"] = FASTGUIDE_CUDA;
+#else
+  info["cuda"] = py::none();
+#endif
+#if defined(_OPENMP)
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+  return info;
+}
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of fastguide; the ops are registered under torch.ops.fastguide.";
+  m.def("build_info", &build_info, "Versions and features that the extension was built with.");
+}

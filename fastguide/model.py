@@ -1,0 +1,52 @@
+"""A model is a network together with what its numbers mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fastguide.process import EDM, VP, Flow, Prediction
+
+Net = Callable[[Tensor, Tensor, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network and the meaning of what goes in and out of it.
+
+    Args:
+        net: any callable `net(x, t, cond)`: x `[rows, *shape]`, t fp32 `[rows]` in the network's own
+            units (VP: timestep; flow: time; edm: log(sigma) / 4), cond a pytree of batch-first
+            tensors or None. Returns `[rows, heads * C, ...]`. It must not write to its input.
+        process: the noise process it was trained on.
+        prediction: what it returns.
+        shape: one sample without the batch, e.g. (C, H, W).
+        null: the condition that means "none", in the form of `cond` for ONE sample without the batch
+            dimension (an int for class labels), or None for an unconditional network.
+        heads: predictions in one output, as consecutive slices of its channels.
+        negative: whether the second head predicts for a second, negative condition; `cond` is then
+            the pair (cond, negative).
+        class_names: names of the class labels, where the condition is one.
+    """
+
+    net: Net
+    process: VP | EDM | Flow
+    prediction: Prediction
+    shape: tuple[int, ...]
+    null: Any = None
+    heads: int = 1
+    negative: bool = False
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not callable(self.net):
+            raise TypeError(f"net is {self.net!r}, but it should be a callable net(x, t, cond)")
+        if not self.shape or any(side < 1 for side in self.shape):
+            raise ValueError(f"shape is {self.shape}, but every side should be 1 or more")
+        if self.heads not in (1, 2):
+            raise ValueError(f"heads is {self.heads}, but it should be 1 or 2")
+        if self.negative and self.heads != 2:
+            raise ValueError("negative is True, but a negative condition needs heads=2")

@@ -1,0 +1,223 @@
+"""The ops: one name each for CPU (C++), GPU (Triton, CUDA) and fake tensors. Inputs are checked here.
+
+Importing this module loads the compiled extension and registers the rest; Triton is imported when an
+op first runs on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastguide._C  # noqa: F401  registers the schemas and the CPU kernels
+from fastguide import table as _table
+
+_PREDICTION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_STREAM = 2**32 - 1  # evaluations are counted in 32 bits; 0 is the start
+
+
+def as_seeds(seeds: int | Iterable[int] | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """`seeds` as an int64 tensor `[B]`; each should lie in [0, 2^63)."""
+    if isinstance(seeds, Tensor):
+        if seeds.ndim != 1 or seeds.dtype != torch.int64:
+            raise ValueError(
+                f"seeds is {seeds.dtype} of shape {tuple(seeds.shape)}, but it should be int64 [B]"
+            )
+        return seeds.to(device).contiguous()
+    values = [seeds] if isinstance(seeds, int) else list(seeds)
+    if not values:
+        raise ValueError("seeds is empty, but there should be one seed per sample")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+            raise ValueError(f"seeds has {value!r}, but a seed should be an int in [0, 2^63)")
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def noise(
+    seeds: int | Iterable[int] | Tensor,
+    shape: Sequence[int],
+    evaluation: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Standard normal noise, fp32 `[B, *shape]`, sample i from `seeds[i]` alone.
+
+    The value of an element depends on (seed, evaluation, its index in the sample) and on nothing else:
+    not on the batch, the rank of `shape`, or the device (Philox4x32-10 and Box-Muller). `evaluation`
+    0 is the start of a sample; the update after evaluation e of a plan draws evaluation e + 1.
+    """
+    if device is None:
+        device = seeds.device if isinstance(seeds, Tensor) else "cpu"
+    if any(int(side) < 1 for side in shape):
+        raise ValueError(f"shape is {tuple(shape)}, but every side should be 1 or more")
+    if not 0 <= evaluation <= _STREAM:
+        raise ValueError(f"evaluation is {evaluation}, but it should lie in [0, 2^32)")
+    rows = as_seeds(seeds, device)
+    numel = 1
+    for side in shape:
+        numel *= int(side)
+    return torch.ops.fastguide.noise(rows, evaluation, numel).reshape(-1, *shape)
+
+
+def step(
+    state: Tensor,
+    branches: Sequence[Tensor],
+    weights: Tensor,
+    table: Tensor,
+    evaluation: Tensor,
+    first_bad: Tensor,
+    seeds: Tensor | None = None,
+    noise: Tensor | None = None,
+    net_input: Tensor | None = None,
+    reads: int | None = None,
+    writes: int | None = None,
+) -> None:
+    """Update `state` in place and write the next network input: design of `fastguide.reference.step`.
+
+    Args:
+        state: fp32 `[slots, B, *shape]`, contiguous; slot 0 is x, the others are history.
+        branches: active predictions `[B, *shape]`, one dtype of fp32, bf16, fp16, any strides; the
+            positive one first. Without any, the update is a map of the slots alone.
+        weights: fp32 `[E, B or 1, >= K]`: `guided = w_0 p_0 + sum_k w_k (p_0 - p_k)`.
+        table: fp32 `[E, width(slots)]`, contiguous (`fastguide.table`).
+        evaluation: int64 scalar tensor: the row of `weights` and `table`, and of the noise.
+        first_bad: int32 `[B]`; lowered to the evaluation at which x of a sample becomes non-finite.
+        seeds: int64 `[B]`: the update draws noise, evaluation + 1 of each seed.
+        noise: fp32 `[B, *shape]`, contiguous: used instead of drawn noise.
+        net_input: contiguous `[r B, *shape]`: r copies of `INPUT_SCALE x`, cast to its dtype.
+        reads, writes: bit j is set where slot j is read or written; all by default. A slot whose
+            coefficients are 0 need not be read, and costs nothing then.
+
+    Raises:
+        ValueError: a shape, dtype, device or layout is not as above.
+    """
+    _check_step(state, branches, weights, table, evaluation, first_bad, seeds, noise, net_input)
+    everything = (1 << state.shape[0]) - 1
+    torch.ops.fastguide.step(
+        as_planes(state, 2),
+        [as_planes(branch, 1) for branch in branches],
+        weights,
+        table,
+        evaluation,
+        seeds,
+        None if noise is None else as_planes(noise, 1),
+        None if net_input is None else as_planes(net_input, 1),
+        first_bad,
+        everything if reads is None else reads,
+        everything if writes is None else writes,
+    )
+
+
+def as_planes(tensor: Tensor, lead: int) -> Tensor:
+    """`[*lead, channels, pixels]`; a view wherever the last dimensions can be one stride."""
+    if tensor.ndim == lead + 1:
+        return tensor.unsqueeze(lead)
+    return tensor.flatten(lead + 1)
+
+
+def _check_step(
+    state: Tensor,
+    branches: Sequence[Tensor],
+    weights: Tensor,
+    table: Tensor,
+    evaluation: Tensor,
+    first_bad: Tensor,
+    seeds: Tensor | None,
+    noise: Tensor | None,
+    net_input: Tensor | None,
+) -> None:
+    if state.ndim < 3 or state.dtype != torch.float32 or not state.is_contiguous():
+        raise ValueError(
+            f"state is {state.dtype} of shape {tuple(state.shape)}, "
+            "but it should be contiguous fp32 [slots, B, *shape]"
+        )
+    slots, sample = state.shape[0], state.shape[1:]
+    if slots > _table.MAX_SLOTS:
+        raise ValueError(f"state has {slots} slots, but at most {_table.MAX_SLOTS} are supported")
+    for k, branch in enumerate(branches):
+        if branch.shape != sample:
+            raise ValueError(
+                f"branches[{k}].shape is {tuple(branch.shape)}, but x is {tuple(sample)}"
+            )
+        if branch.dtype not in _PREDICTION_DTYPES or branch.dtype != branches[0].dtype:
+            raise ValueError(
+                f"branches[{k}].dtype is {branch.dtype}, but all should be one of fp32, bf16, fp16"
+            )
+    if table.dtype != torch.float32 or table.shape[1:] != (_table.width(slots),):
+        raise ValueError(
+            f"table is {table.dtype} of shape {tuple(table.shape)}, but for {slots} slots it should "
+            f"be fp32 [E, {_table.width(slots)}]"
+        )
+    if (
+        weights.ndim != 3
+        or weights.dtype != torch.float32
+        or weights.shape[1] not in (1, sample[0])
+        or weights.shape[2] < len(branches)
+        or weights.shape[0] != table.shape[0]
+    ):
+        raise ValueError(
+            f"weights is {weights.dtype} of shape {tuple(weights.shape)}, but it should be fp32 "
+            f"[{table.shape[0]}, {sample[0]} or 1, >= {len(branches)}]"
+        )
+    if evaluation.ndim != 0 or evaluation.dtype != torch.int64:
+        raise ValueError(f"evaluation is {evaluation!r}, but it should be an int64 scalar tensor")
+    if first_bad.shape != sample[:1] or first_bad.dtype != torch.int32:
+        raise ValueError(
+            f"first_bad is {first_bad.dtype} of shape {tuple(first_bad.shape)}, "
+            f"but it should be int32 [{sample[0]}]"
+        )
+    if seeds is not None and (seeds.shape != sample[:1] or seeds.dtype != torch.int64):
+        raise ValueError(
+            f"seeds is {seeds.dtype} of shape {tuple(seeds.shape)}, but it should be int64 [{sample[0]}]"
+        )
+    if noise is not None and (
+        noise.shape != sample or noise.dtype != torch.float32 or not noise.is_contiguous()
+    ):
+        raise ValueError(
+            f"noise is {noise.dtype} of shape {tuple(noise.shape)}, but it should be contiguous fp32 "
+            f"{tuple(sample)}"
+        )
+    if net_input is not None and (
+        net_input.shape[1:] != sample[1:]
+        or net_input.shape[0] % sample[0]
+        or net_input.dtype not in _PREDICTION_DTYPES
+        or not net_input.is_contiguous()
+    ):
+        raise ValueError(
+            f"net_input is {net_input.dtype} of shape {tuple(net_input.shape)}, but it should be "
+            f"contiguous fp32, bf16 or fp16 [r * {sample[0]}, *{tuple(sample[1:])}]"
+        )
+    others: dict[str, Tensor | None] = {
+        **{f"branches[{k}]": branch for k, branch in enumerate(branches)},
+        "weights": weights,
+        "table": table,
+        "evaluation": evaluation,
+        "first_bad": first_bad,
+        "seeds": seeds,
+        "noise": noise,
+        "net_input": net_input,
+    }
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != state.device:
+            raise ValueError(f"{name} is on {tensor.device}, but state is on {state.device}")
+        if name in ("table", "weights", "seeds") and tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {tensor.stride()}, but it should be contiguous")
+
+
+@torch.library.register_fake("fastguide::noise")
+def _noise_fake(seeds: Tensor, evaluation: int, numel: int) -> Tensor:
+    return seeds.new_empty((seeds.shape[0], numel), dtype=torch.float32)
+
+
+@torch.library.register_fake("fastguide::step")
+def _step_fake(*_: Any) -> None:
+    return None
+
+
+@torch.library.impl("fastguide::step", "CUDA")
+def _step_cuda(*arguments: Any) -> None:
+    from fastguide.kernels.step import step
+
+    step(*arguments)

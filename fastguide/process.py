@@ -1,0 +1,240 @@
+"""Noise processes `x_t = alpha x_0 + sigma n` and what a network predicts about them.
+
+Everything here is Python floats in double precision; the loop never sees it, only the plan does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol, get_args
+
+PredictionName = Literal["eps", "x0", "v", "flow", "edm"]
+BetaName = Literal["linear", "scaled_linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One noise level: `x = alpha x_0 + sigma n` at time `t` (in the units of its process)."""
+
+    t: float
+    alpha: float
+    sigma: float
+
+    @property
+    def ratio(self) -> float:
+        """Noise-to-signal ratio `sigma / alpha`: the sigma of EDM and k-diffusion; inf at alpha 0."""
+        return self.sigma / self.alpha if self.alpha > 0.0 else math.inf
+
+
+class Process(Protocol):
+    """What the spacings and the plan ask of a noise process."""
+
+    @property
+    def t_max(self) -> float: ...
+    @property
+    def t_min(self) -> float: ...
+    def level(self, t: float) -> Level: ...
+    def at_ratio(self, ratio: float) -> Level: ...
+
+
+@dataclass(frozen=True)
+class VP:
+    """Variance-preserving process of DDPM (Ho et al. 2020), `alpha^2 = prod(1 - beta)`.
+
+    `t` counts the training steps from 0 to `timesteps - 1` and may be fractional: log(sigma / alpha)
+    is interpolated. `betas`: "linear" (DDPM), "scaled_linear" (Stable Diffusion) or "cosine"
+    (Nichol and Dhariwal 2021; `beta_start` and `beta_end` are not used).
+    """
+
+    betas: BetaName = "linear"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    timesteps: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.betas not in get_args(BetaName):
+            raise ValueError(f"betas is {self.betas!r}, but it should be one of {get_args(BetaName)}")
+        if self.timesteps < 2:
+            raise ValueError(f"timesteps is {self.timesteps}, but it should be 2 or more")
+        if not 0.0 < self.beta_start < self.beta_end < 1.0:
+            raise ValueError(
+                f"beta_start, beta_end are {self.beta_start}, {self.beta_end}, "
+                "but they should satisfy 0 < beta_start < beta_end < 1"
+            )
+
+    @cached_property
+    def beta_table(self) -> tuple[float, ...]:
+        """The `timesteps` betas."""
+        n = self.timesteps
+        if self.betas == "cosine":
+
+            def alpha_bar(u: float) -> float:
+                return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+            return tuple(min(1 - alpha_bar((i + 1) / n) / alpha_bar(i / n), 0.999) for i in range(n))
+        power = 2 if self.betas == "scaled_linear" else 1
+        lo, hi = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
+        return tuple((lo + (hi - lo) * i / (n - 1)) ** power for i in range(n))
+
+    @cached_property
+    def log_ratios(self) -> tuple[float, ...]:
+        """log(sigma / alpha) at t = 0, 1, ..., timesteps - 1: strictly increasing."""
+        out, log_abar = [], 0.0
+        for beta in self.beta_table:
+            log_abar += math.log1p(-beta)
+            out.append(0.5 * (math.log(-math.expm1(log_abar)) - log_abar))
+        return tuple(out)
+
+    @property
+    def t_max(self) -> float:
+        return float(self.timesteps - 1)
+
+    @property
+    def t_min(self) -> float:
+        return 0.0
+
+    def level(self, t: float) -> Level:
+        """The level at (fractional) timestep `t` in [0, timesteps - 1]."""
+        if not 0.0 <= t <= self.t_max:
+            raise ValueError(f"t is {t}, but it should lie in [0, {self.t_max:g}]")
+        low = min(int(t), self.timesteps - 2)
+        w = t - low
+        return _vp_level(t, (1 - w) * self.log_ratios[low] + w * self.log_ratios[low + 1])
+
+    def at_ratio(self, ratio: float) -> Level:
+        """The level whose sigma / alpha is `ratio`, clipped to the trained range; 0 is the data."""
+        if ratio <= 0.0:
+            return data_level()
+        want = math.log(ratio)
+        table = self.log_ratios
+        if want <= table[0]:
+            return _vp_level(0.0, table[0])
+        if want >= table[-1]:
+            return _vp_level(self.t_max, table[-1])
+        low, high = 0, self.timesteps - 1
+        while high - low > 1:
+            mid = (low + high) // 2
+            low, high = (mid, high) if table[mid] <= want else (low, mid)
+        return _vp_level(low + (want - table[low]) / (table[high] - table[low]), want)
+
+
+@dataclass(frozen=True)
+class EDM:
+    """Variance-exploding process of EDM (Karras et al. 2022): alpha 1, `t` is sigma."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                f"sigma_min, sigma_max are {self.sigma_min}, {self.sigma_max}, "
+                "but they should satisfy 0 < sigma_min < sigma_max"
+            )
+
+    @property
+    def t_max(self) -> float:
+        return self.sigma_max
+
+    @property
+    def t_min(self) -> float:
+        return self.sigma_min
+
+    def level(self, t: float) -> Level:
+        """The level at sigma `t` >= 0."""
+        if not 0.0 <= t < math.inf:
+            raise ValueError(f"t is {t}, but a sigma should be finite and not negative")
+        return Level(t, 1.0, t)
+
+    def at_ratio(self, ratio: float) -> Level:
+        """The level whose sigma is `ratio`."""
+        return self.level(ratio)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Rectified flow (Liu et al. 2022; Lipman et al. 2022): alpha = 1 - t, sigma = t, t in [0, 1]."""
+
+    @property
+    def t_max(self) -> float:
+        return 1.0
+
+    @property
+    def t_min(self) -> float:
+        return 0.0
+
+    def level(self, t: float) -> Level:
+        """The level at time `t` in [0, 1]; 1 is pure noise."""
+        if not 0.0 <= t <= 1.0:
+            raise ValueError(f"t is {t}, but it should lie in [0, 1]")
+        return Level(t, 1.0 - t, t)
+
+    def at_ratio(self, ratio: float) -> Level:
+        """The level whose sigma / alpha is `ratio`; inf is pure noise."""
+        return self.level(1.0 if math.isinf(ratio) else ratio / (1.0 + ratio))
+
+
+def data_level() -> Level:
+    """The clean end of every process."""
+    return Level(0.0, 1.0, 0.0)
+
+
+def _vp_level(t: float, log_ratio: float) -> Level:
+    # alpha = 1 / sqrt(1 + r^2), sigma = r alpha, by hypot: exact to rounding at both ends
+    ratio = math.exp(log_ratio)
+    alpha = 1.0 / math.hypot(1.0, ratio)
+    return Level(t, alpha, ratio * alpha)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network returns, as an affine map of (x, prediction) to the denoised image.
+
+    `eps`: the noise n. `x0`: the image. `v`: `alpha n - sigma x_0` (Salimans and Ho 2022).
+    `flow`: `n - x_0`. `edm`: F of EDM, with `denoised = c_skip x + c_out F` (Karras et al. 2022,
+    table 1) in the coordinates x / alpha, sigma / alpha.
+    """
+
+    name: PredictionName
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(PredictionName):
+            raise ValueError(
+                f"prediction is {self.name!r}, but it should be one of {get_args(PredictionName)}"
+            )
+        if not 0.0 < self.sigma_data < math.inf:
+            raise ValueError(f"sigma_data is {self.sigma_data}, but it should be positive")
+
+    def denoised(self, level: Level) -> tuple[float, float]:
+        """(a, b) with `denoised = a x + b prediction` at `level`."""
+        alpha, sigma = level.alpha, level.sigma
+        if self.name == "x0":
+            return 0.0, 1.0
+        if self.name == "v":  # x0 = (alpha x - sigma v) / (alpha^2 + sigma^2)
+            square = alpha * alpha + sigma * sigma
+            return alpha / square, -sigma / square
+        if self.name == "flow":  # x = alpha x0 + sigma (x0 + u)
+            return 1.0 / (alpha + sigma), -sigma / (alpha + sigma)
+        if alpha == 0.0:
+            raise ValueError(
+                f"prediction is {self.name!r}, but at t = {level.t:g} alpha is 0, where it does not "
+                "determine the denoised image; use 'x0', 'v' or 'flow', or start below pure noise"
+            )
+        if self.name == "eps":
+            return 1.0 / alpha, -sigma / alpha
+        ratio, data = sigma / alpha, self.sigma_data
+        square = ratio * ratio + data * data
+        return data * data / square / alpha, ratio * data / math.sqrt(square)
+
+    def input_scale(self, level: Level) -> float:
+        """c_in: the network sees `c_in x`."""
+        if self.name != "edm":
+            return 1.0
+        return 1.0 / (level.alpha * math.hypot(level.ratio, self.sigma_data))
+
+    def net_time(self, level: Level) -> float:
+        """What the network is given as its time: t, or log(sigma) / 4 for `edm`."""
+        return 0.25 * math.log(level.ratio) if self.name == "edm" else level.t

@@ -1,0 +1,1 @@
+"""Triton kernels of fastguide, one file per op."""
