@@ -46,7 +46,7 @@ def noise(
 
     The value of an element depends on (seed, evaluation, its index in the sample) and on nothing else:
     not on the batch, the rank of `shape`, or the device (Philox4x32-10 and Box-Muller). `evaluation`
-    0 is the start of a sample; the update after evaluation e of a plan draws evaluation e + 1.
+    0 is the start of a sample; the update after the k-th evaluation of a run, k = 1, 2, ..., draws k.
     """
     if device is None:
         device = seeds.device if isinstance(seeds, Tensor) else "cpu"
@@ -74,7 +74,7 @@ def step(
     reads: int | None = None,
     writes: int | None = None,
 ) -> None:
-    """Update `state` in place and write the next network input: design of `fastguide.reference.step`.
+    """Update `state` in place and write the next network input: the maths of `fastguide.reference.step`.
 
     Args:
         state: fp32 `[slots, B, *shape]`, contiguous; slot 0 is x, the others are history.
@@ -84,7 +84,7 @@ def step(
         table: fp32 `[E, width(slots)]`, contiguous (`fastguide.table`).
         evaluation: int64 scalar tensor: the row of `weights` and `table`, and of the noise.
         first_bad: int32 `[B]`; lowered to the evaluation at which x of a sample becomes non-finite.
-        seeds: int64 `[B]`: the update draws noise, evaluation + 1 of each seed.
+        seeds: int64 `[B]`: the update draws noise number `evaluation` of each seed.
         noise: fp32 `[B, *shape]`, contiguous: used instead of drawn noise.
         net_input: contiguous `[r B, *shape]`: r copies of `INPUT_SCALE x`, cast to its dtype.
         reads, writes: bit j is set where slot j is read or written; all by default. A slot whose

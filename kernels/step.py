@@ -76,7 +76,7 @@ def step_kernel(
         denoised = tl.where(denoised > high, high, denoised)
     noise = tl.zeros_like(x)
     if NOISE == "drawn":
-        noise = normals(tl.load(seeds_ptr + sample), evaluation + 1, start, BLOCK)
+        noise = normals(tl.load(seeds_ptr + sample), evaluation, start, BLOCK)
     if NOISE == "given":
         noise = tl.load(noise_ptr + at, mask=inside)
 

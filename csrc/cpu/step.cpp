@@ -207,7 +207,7 @@ void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
   if (a.noise != nullptr) {
     noise = a.noise + at;
   } else if (a.seeds != nullptr) {
-    fill_normals(drawn, static_cast<uint64_t>(a.seeds[sample]), a.evaluation + 1,
+    fill_normals(drawn, static_cast<uint64_t>(a.seeds[sample]), a.evaluation,
                  static_cast<uint64_t>(start / 4), count);
     noise = drawn;
   }

@@ -1,0 +1,16 @@
+"""Solvers: generators of `Update`s from `Levels`. An unknown name lists those there are."""
+
+from fastguide.options import by_name
+from fastguide.solvers.ddim import ddim, ddpm
+from fastguide.solvers.edm import euler, heun
+from fastguide.solvers.update import Solver, Update
+
+SOLVERS: dict[str, Solver] = {solver.name: solver for solver in (ddim, ddpm, euler, heun)}
+
+
+def solver_by_name(name: str) -> Solver:
+    """A solver by its name, with options as in "ddim:eta=1"."""
+    return by_name("solver", name, SOLVERS)
+
+
+__all__ = ["SOLVERS", "Solver", "Update", "ddim", "ddpm", "euler", "heun", "solver_by_name"]

@@ -1,0 +1,210 @@
+"""Solver x guidance x process, multiplied out on the host in double precision.
+
+Row 0 of a plan is the start (x is noise of the right size), row k the update after evaluation k.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastguide import table as _table
+from fastguide.guidance.base import POSITIVE, Branch, Condition, Guidance
+from fastguide.process import VP, Level, Prediction
+from fastguide.solvers.update import Map, Solver, Update
+from fastguide.spacing import Levels
+from fastguide.table import Column
+
+PREVIEW = "preview"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The branches that are active at an evaluation, the positive one first."""
+
+    branches: tuple[Branch, ...]
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The conditions the network is run under: one block of B rows each."""
+        return tuple(dict.fromkeys(branch.cond for branch in self.branches))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a plan: the evaluation that precedes it (none for the start) and what it touches.
+
+    `reads` and `writes` are bit masks over the slots; `draws` says that it adds noise.
+    """
+
+    at: Level | None
+    pattern: Pattern | None
+    reads: int
+    writes: int
+    draws: bool
+    input_scale: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, worked out. The tensors are fp32 on one device.
+
+    Args:
+        rows: the start, then one per update.
+        slots: names of the state slots, "x" first.
+        table: `[E, width(slots)]` (`fastguide.table`).
+        weights: `[E, B or 1, K]`, the active branches of each row packed to the front.
+        times: `[E]`: the network's time of each row.
+        index: `[E]` int64: 0 ... E - 1, for the kernels.
+        batch: the number of samples, where the guidance holds one value per sample.
+    """
+
+    rows: tuple[Row, ...]
+    slots: tuple[str, ...]
+    table: Tensor
+    weights: Tensor
+    times: Tensor
+    index: Tensor
+    batch: int | None
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of a run."""
+        return sum(row.pattern is not None for row in self.rows)
+
+    @property
+    def net_rows(self) -> int:
+        """Network rows that one sample costs: evaluations times conditions, less what is skipped."""
+        return sum(len(row.pattern.conditions) for row in self.rows if row.pattern is not None)
+
+    @property
+    def most_conditions(self) -> int:
+        """The largest number of conditions at one evaluation."""
+        return max(len(row.pattern.conditions) for row in self.rows if row.pattern is not None)
+
+
+def make_plan(
+    prediction: Prediction,
+    levels: Levels,
+    solver: Solver,
+    guidance: Guidance | None = None,
+    clamp: tuple[float, float] | None = None,
+    preview: bool = False,
+    device: torch.device | str = "cpu",
+) -> Plan:
+    """Multiply out a run.
+
+    Args:
+        clamp: bounds of the denoised image.
+        preview: keep the denoised image of each evaluation in a slot named "preview".
+
+    Raises:
+        ValueError: per-sample scales of different batches, a schedule that is not finite, a solver
+            that reads a slot it never wrote, or a prediction that fails at one of the levels.
+    """
+    updates = list(solver.run(levels))
+    visited = [update.at for update in updates if update.at is not None]
+    start = _start_std(levels, next(update.at for update in updates if update.at is not None))
+    updates = [Update(at=None, x={"noise": start}), *updates]
+    if preview:
+        updates = [
+            u if u.at is None else Update(u.at, u.x, {**u.keep, PREVIEW: {"denoised": 1.0}})
+            for u in updates
+        ]
+    slots = tuple(dict.fromkeys(["x", *(name for update in updates for name in update.keep)]))
+    if len(slots) > _table.MAX_SLOTS:
+        raise ValueError(f"{solver} keeps {len(slots)} slots, but at most {_table.MAX_SLOTS} fit")
+
+    active, weights, batch = _branches(guidance, visited)
+    low, high = clamp or (-math.inf, math.inf)
+    scales = [1.0 if u.at is None else prediction.input_scale(u.at) for u in updates]
+    table = torch.zeros(len(updates), _table.width(len(slots)), dtype=torch.float64)
+    packed = torch.zeros(
+        len(updates), batch or 1, max(map(len, active), default=1), dtype=torch.float64
+    )
+    rows, written, evaluation = [], {"x"}, 0
+    for e, update in enumerate(updates):
+        pattern = None
+        if update.at is not None:
+            pattern = Pattern(active[evaluation])
+            packed[e, :, : len(pattern.branches)] = weights[evaluation]
+            table[e, Column.OF_X], table[e, Column.OF_PREDICTION] = prediction.denoised(update.at)
+            evaluation += 1
+        table[e, Column.LOW], table[e, Column.HIGH] = low, high
+        following = scales[e + 1] if e + 1 < len(updates) else 1.0
+        table[e, Column.INPUT_SCALE] = following
+        maps = {"x": update.x, **update.keep}
+        _check_maps(solver, update, maps, written)
+        matrix = _table.matrix(table[e])
+        for name, sources in maps.items():
+            for source, coefficient in sources.items():
+                matrix[slots.index(name), _column(source, slots)] = coefficient
+        used = matrix.ne(0).any(0).tolist()
+        rows.append(
+            Row(
+                at=update.at,
+                pattern=pattern,
+                reads=sum(1 << j for j in range(len(slots)) if used[j]),
+                writes=sum(1 << slots.index(name) for name in maps),
+                draws=used[-1],
+                input_scale=following,
+            )
+        )
+        written |= set(maps)
+    times = [0.0 if u.at is None else prediction.net_time(u.at) for u in updates]
+    return Plan(
+        rows=tuple(rows),
+        slots=slots,
+        table=table.float().to(device),
+        weights=packed.float().to(device),
+        times=torch.tensor(times, dtype=torch.float64).float().to(device),
+        index=torch.arange(len(updates), device=device),
+        batch=batch,
+    )
+
+
+def _start_std(levels: Levels, first: Level) -> float:
+    # the marginal's own size: VP keeps the variance of normalised data, the others add to it
+    return 1.0 if isinstance(levels.process, VP) else first.sigma
+
+
+def _column(source: str, slots: tuple[str, ...]) -> int:
+    return len(slots) + ("denoised", "noise").index(source) if source in ("denoised", "noise") else (
+        slots.index(source)
+    )
+
+
+def _check_maps(solver: Solver, update: Update, maps: dict[str, Map], written: set[str]) -> None:
+    for name, sources in maps.items():
+        for source, coefficient in sources.items():
+            if source == "denoised" and update.at is None:
+                raise ValueError(f"{solver} reads denoised in an update without an evaluation")
+            if source not in ("denoised", "noise") and source not in written:
+                raise ValueError(f"{solver} reads slot {source!r}, which was not written before")
+            if not math.isfinite(coefficient):
+                raise ValueError(f"{solver} has the coefficient {coefficient} for {name} <- {source}")
+
+
+def _branches(
+    guidance: Guidance | None, levels: list[Level]
+) -> tuple[list[tuple[Branch, ...]], list[Tensor], int | None]:
+    """Per evaluation: the active branches, and their weights fp64 `[B or 1, K]`."""
+    terms = guidance.terms() if guidance is not None else ()
+    batches = {term.batch for term in terms if term.batch is not None}
+    if len(batches) > 1:
+        raise ValueError(f"guidance holds per-sample values for batches of {sorted(batches)}")
+    batch = batches.pop() if batches else None
+    totals: dict[Branch, Tensor] = {}
+    for term in terms:
+        weights = term.weights(levels).expand(len(levels), batch or 1)
+        totals[term.branch] = totals.get(term.branch, 0.0) + weights
+    active, packed = [], []
+    for e in range(len(levels)):
+        on = {branch: w[e] for branch, w in totals.items() if bool(w[e].any())}
+        active.append((POSITIVE, *on))
+        ones = torch.ones(batch or 1, dtype=torch.float64)
+        packed.append(torch.stack([ones, *on.values()], dim=1))
+    return active, packed, batch

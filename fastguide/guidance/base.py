@@ -1,0 +1,113 @@
+"""What every guidance is: a sum of terms, each the weight of one branch's delta."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastguide.guidance.schedule import Schedule, values_of
+from fastguide.process import Level
+
+Amount = float | Schedule | Callable[[Level], float] | Tensor
+Condition = Literal["cond", "negative"]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One prediction: the output head `head` of the network run under the condition `cond`.
+
+    "negative" is the negative condition, or the null one where none is given. Head 1 comes from the
+    same pass as head 0.
+    """
+
+    cond: Condition = "cond"
+    head: int = 0
+
+
+POSITIVE = Branch()
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """`weight (p_0 - p_branch)`, with weight = (amount - off) * schedule.
+
+    Args:
+        amount: a number, a schedule of numbers, or one number per sample `[B]`.
+        off: the amount that means off: 1 for a `scale`, 0 for a `weight`.
+        name: how the user called the amount, for errors.
+    """
+
+    branch: Branch
+    amount: Amount
+    off: float
+    name: str
+    schedule: Schedule | Callable[[Level], float] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.amount, Tensor):
+            if self.amount.ndim != 1 or not self.amount.is_floating_point():
+                raise ValueError(
+                    f"{self.name} is {self.amount.dtype} of shape {tuple(self.amount.shape)}, but a "
+                    "tensor should hold one floating-point value per sample, [B]"
+                )
+            if not bool(torch.isfinite(self.amount).all()):
+                raise ValueError(f"{self.name} is {self.amount}, but it should be finite")
+        elif isinstance(self.amount, (int, float)):
+            if not math.isfinite(self.amount):
+                raise ValueError(f"{self.name} is {self.amount}, but it should be finite")
+        elif not callable(self.amount) and not hasattr(self.amount, "values"):
+            raise TypeError(
+                f"{self.name} is {self.amount!r}, but it should be a number, a schedule or a tensor"
+            )
+
+    @property
+    def batch(self) -> int | None:
+        """The number of samples, where the amount is one number per sample."""
+        return self.amount.shape[0] if isinstance(self.amount, Tensor) else None
+
+    def weights(self, levels: Sequence[Level]) -> Tensor:
+        """fp64 `[E, 1]` or `[E, B]`, on the CPU.
+
+        Raises:
+            ValueError: a schedule gives a value that is not finite.
+        """
+        if isinstance(self.amount, Tensor):
+            amounts = self.amount.detach().to("cpu", torch.float64).unsqueeze(0)
+        elif isinstance(self.amount, (int, float)):
+            amounts = torch.tensor([[float(self.amount)]], dtype=torch.float64)
+        else:
+            amounts = torch.tensor(values_of(self.amount, levels), dtype=torch.float64).unsqueeze(1)
+        factors = [1.0] * len(levels) if self.schedule is None else values_of(self.schedule, levels)
+        weights = (amounts - self.off) * torch.tensor(factors, dtype=torch.float64).unsqueeze(1)
+        if not bool(torch.isfinite(weights).all()):
+            bad = int((~torch.isfinite(weights)).any(1).nonzero()[0])
+            raise ValueError(f"{self.name} or its schedule is not finite at {levels[bad]}")
+        return weights
+
+
+class Guidance:
+    """A sum of terms; guidances add up: `CFG(4.0) + CFG(2.0, schedule=interval(0.3, 2.9))`."""
+
+    def terms(self) -> tuple[Term, ...]:
+        """The terms, in order."""
+        raise NotImplementedError
+
+    def __add__(self, other: Guidance) -> Guidance:
+        if not isinstance(other, Guidance):
+            return NotImplemented
+        return Sum((self, other))
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Guidance):
+    """The sum of several guidances."""
+
+    parts: tuple[Guidance, ...]
+
+    def terms(self) -> tuple[Term, ...]:
+        return tuple(term for part in self.parts for term in part.terms())

@@ -1,0 +1,47 @@
+"""Classifier-free guidance, in two passes or in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastguide.guidance.base import Amount, Branch, Guidance, Term
+from fastguide.guidance.schedule import Schedule
+from fastguide.process import Level
+
+
+@dataclass(frozen=True, eq=False)
+class CFG(Guidance):
+    """Classifier-free guidance `d_u + scale (d_c - d_u)` (Ho and Salimans 2022), two rows a sample.
+
+    d_u is under the negative condition where the call gives one, else under the null condition.
+
+    Args:
+        scale: 1 is off. A number, a schedule of scales, or one scale per sample `[B]`.
+        schedule: factor on `scale - 1`, e.g. `interval(0.3, 2.9)`; at 0 the second row is not run.
+    """
+
+    scale: Amount
+    schedule: Schedule | Callable[[Level], float] | None = None
+
+    def __post_init__(self) -> None:
+        self.terms()
+
+    def terms(self) -> tuple[Term, ...]:
+        return (Term(Branch("negative"), self.scale, 1.0, "scale", self.schedule),)
+
+
+@dataclass(frozen=True, eq=False)
+class Superconditioning(Guidance):
+    """CFG from ONE pass of a network whose second head predicts without the condition, or under the
+    negative one (madebyollin, "Single-pass Superconditioning", 2025). Arguments as for CFG.
+    """
+
+    scale: Amount
+    schedule: Schedule | Callable[[Level], float] | None = None
+
+    def __post_init__(self) -> None:
+        self.terms()
+
+    def terms(self) -> tuple[Term, ...]:
+        return (Term(Branch("cond", head=1), self.scale, 1.0, "scale", self.schedule),)

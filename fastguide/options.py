@@ -1,0 +1,77 @@
+"""A named function with some of its keyword options bound: how solvers and spacings are configured."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Configured(Generic[Result]):
+    """`ddim` and `ddim(eta=1.0)` are both ready to use: calling binds options, `run` runs.
+
+    Raises:
+        TypeError: an option that the function does not have; the message lists those it has.
+    """
+
+    function: Callable[..., Result]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return self.function.__name__
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The options there are, with the values in force."""
+        parameters = inspect.signature(self.function).parameters.values()
+        found = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+        return {**found, **self.options}
+
+    def __call__(self, **options: Any) -> Configured[Result]:
+        unknown = sorted(set(options) - set(self.defaults))
+        if unknown:
+            known = ", ".join(self.defaults) or "none"
+            raise TypeError(f"{self.name} has no option {unknown[0]!r}; its options: {known}")
+        return Configured(self.function, {**self.options, **options})
+
+    def run(self, *arguments: Any) -> Result:
+        """Call the function with the bound options."""
+        return self.function(*arguments, **self.options)
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"{self.name}({options})" if options else self.name
+
+
+def by_name(kind: str, name: str, known: Mapping[str, Configured[Result]]) -> Configured[Result]:
+    """`known[name]`; `name` may carry options, as in "ddim:eta=1,other=2".
+
+    Raises:
+        ValueError: an unknown name (all are listed) or an option that is no number.
+        TypeError: an unknown option.
+    """
+    head, _, tail = name.partition(":")
+    if head not in known:
+        raise ValueError(f"{kind} is {head!r}, but it should be one of {', '.join(sorted(known))}")
+    options: dict[str, Any] = {}
+    for part in filter(None, tail.split(",")):
+        key, _, text = part.partition("=")
+        options[key] = _value(kind, part, text)
+    return known[head](**options)
+
+
+def _value(kind: str, part: str, text: str) -> float | str | bool:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return float(text)
+    except ValueError:
+        if text.isidentifier():
+            return text
+        raise ValueError(f"{kind} option {part!r} should be name=value") from None

@@ -1,0 +1,343 @@
+"""The door: `sample` for one call, `Sampler` for many with the same settings."""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from fastguide import ops
+from fastguide.engine.plan import Plan, make_plan
+from fastguide.engine.run import Inputs, Progress, run
+from fastguide.guidance.base import Condition, Guidance
+from fastguide.model import Model
+from fastguide.options import Configured, by_name
+from fastguide.solvers import Solver, ddim, solver_by_name
+from fastguide.spacing import SPACINGS, Levels, make_levels
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class NonFiniteError(FloatingPointError):
+    """Some samples are NaN or infinite. `samples` holds all of them; `evaluations` says for each the
+    evaluation (1, 2, ...) at which it first was, or None."""
+
+    def __init__(self, message: str, samples: Tensor, evaluations: list[int | None]) -> None:
+        super().__init__(message)
+        self.samples = samples
+        self.evaluations = evaluations
+
+
+class Sampler:
+    """Plans a run once and runs it for any conditions and seeds. Calls may come from many threads.
+
+    Args:
+        model: what to sample (`fastguide.load`, or a `Model` around any network).
+        guidance: a guidance or a sum of them; None for none.
+        solver: a solver, with options as in `ddim(eta=1.0)`, or its name.
+        steps: solver steps, 1 or more.
+        spacing: which levels the steps visit, or its name; by default the process's usual one.
+        levels: the levels themselves, instead of `steps` and `spacing`.
+        clamp: bound of the denoised image: a number for [-clamp, clamp], or a pair.
+        dtype: the network's dtype: fp32, bf16 or fp16; by default its own. Where it differs the
+            sampler makes a copy of the network (`load(..., dtype=)` saves that). x stays fp32.
+        shape: of one sample, by default the model's; the network must be able to take it.
+        device: where to run; by default the network's device.
+
+    Raises:
+        ValueError, TypeError: an argument that is not as above, named with its value.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        guidance: Guidance | None = None,
+        solver: Solver | str = ddim,
+        steps: int = 25,
+        spacing: Configured[Levels] | str | None = None,
+        levels: Levels | None = None,
+        clamp: float | tuple[float, float] | None = None,
+        dtype: torch.dtype | None = None,
+        shape: Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not isinstance(model, Model):
+            raise TypeError(f"model is a {type(model).__name__}, but it should be a fastguide.Model")
+        if guidance is not None and not isinstance(guidance, Guidance):
+            raise TypeError(f"guidance is {guidance!r}, but it should be a Guidance such as CFG(3.0)")
+        solver = solver_by_name(solver) if isinstance(solver, str) else solver
+        if not isinstance(solver, Configured):
+            raise TypeError(f"solver is {solver!r}, but it should be a solver such as fastguide.ddim")
+        spacing = by_name("spacing", spacing, SPACINGS) if isinstance(spacing, str) else spacing
+        if levels is None:
+            levels = make_levels(model.process, steps, spacing)
+        self.model = model
+        self.guidance = guidance
+        self.shape = _check_shape(model, shape)
+        self.device = _device_of(model, device)
+        self.net, self.dtype = _net_as(model, dtype)
+        self._conditions = _named_conditions(model, guidance)
+        self._plan_arguments = (
+            model.prediction,
+            levels,
+            solver,
+            guidance,
+            _bounds(clamp),
+        )
+        self.plan = make_plan(*self._plan_arguments, device=self.device)
+        self._preview_plan: Plan | None = None
+        self._lock = threading.Lock()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        cond: Any = None,
+        seeds: int | Iterable[int] | Tensor = 0,
+        negative: Any = None,
+        noise: Tensor | None = None,
+        step_noise: Sequence[Tensor] | None = None,
+        callback: Callable[[Progress], None] | None = None,
+        check: bool = True,
+    ) -> Tensor:
+        """Sample, fp32 `[B, *shape]`, one sample per seed.
+
+        Args:
+            cond: batch-first condition: int labels `[B]` (a tensor, a list, or one int for all), or
+                the pytree of tensors that the network takes. None for the null condition.
+            seeds: one int in [0, 2^63) per sample. A sample depends on its own seed alone.
+            negative: the negative condition, in the form of `cond`; None for the null condition.
+            noise: start noise fp32 `[B, *shape]`, instead of the seeds'.
+            step_noise: fp32 `[B, *shape]` for each update that draws noise, instead of the seeds'.
+            callback: called after every evaluation with a `Progress` (live previews).
+            check: raise NonFiniteError where samples are not finite; looked up once, at the end.
+        """
+        rows = ops.as_seeds(seeds, self.device)
+        batch = rows.shape[0]
+        if self.plan.batch not in (None, batch):
+            raise ValueError(
+                f"guidance holds values for {self.plan.batch} samples, but there are {batch} seeds"
+            )
+        inputs = Inputs(
+            conditions=self._bind(cond, negative, batch),
+            seeds=rows,
+            noise=self._check_noise("noise", noise, batch),
+            step_noise=self._check_step_noise(step_noise, batch),
+        )
+        plan = self.plan if callback is None else self._with_preview()
+        samples, first_bad = run(
+            plan, self.net, inputs, self.shape, self.dtype, self.model.heads, callback
+        )
+        if check:
+            _check_finite(plan, samples, first_bad, rows)
+        return samples
+
+    def _with_preview(self) -> Plan:
+        with self._lock:
+            if self._preview_plan is None:
+                self._preview_plan = make_plan(
+                    *self._plan_arguments, preview=True, device=self.device
+                )
+            return self._preview_plan
+
+    def _bind(self, cond: Any, negative: Any, batch: int) -> dict[Condition, Any]:
+        """What the network takes as `cond`, for each condition that the guidance names."""
+        model, names = self.model, self._conditions
+        if negative is not None and names == {"cond"}:
+            raise ValueError("negative is given, but the guidance has no negative branch")
+        if negative is not None and "head" in names and not model.negative:
+            raise ValueError(
+                "negative is given, but the second head of this model does not take a negative condition"
+            )
+        if model.null is None and cond is None and "negative" in names and negative is None:
+            raise ValueError("guidance needs a negative condition, but model.null is None")
+        positive = _batched("cond", cond, model, batch, self.device)
+        other = None
+        if "negative" in names or model.negative:
+            other = _batched("negative", negative, model, batch, self.device)
+        if not model.negative:
+            return {"cond": positive, "negative": other}
+        null = _batched("null", None, model, batch, self.device)
+        beside = other if "head" in names else null
+        return {"cond": (positive, beside), "negative": (other, null)}
+
+    def _check_noise(self, name: str, noise: Tensor | None, batch: int) -> Tensor | None:
+        if noise is None:
+            return None
+        if noise.shape != (batch, *self.shape) or noise.dtype != torch.float32:
+            raise ValueError(
+                f"{name} is {noise.dtype} of shape {tuple(noise.shape)}, but it should be fp32 "
+                f"{(batch, *self.shape)}"
+            )
+        return noise.to(self.device).contiguous()
+
+    def _check_step_noise(
+        self, noises: Sequence[Tensor] | None, batch: int
+    ) -> list[Tensor] | None:
+        if noises is None:
+            return None
+        draws = sum(row.draws for row in self.plan.rows[1:])
+        if len(noises) != draws:
+            raise ValueError(f"step_noise has {len(noises)} tensors, but the plan draws {draws} times")
+        checked = [self._check_noise(f"step_noise[{i}]", n, batch) for i, n in enumerate(noises)]
+        return [noise for noise in checked if noise is not None]
+
+
+def sample(
+    model: Model,
+    cond: Any = None,
+    guidance: Guidance | None = None,
+    solver: Solver | str = ddim,
+    steps: int = 25,
+    seeds: int | Iterable[int] | Tensor = 0,
+    *,
+    negative: Any = None,
+    spacing: Configured[Levels] | str | None = None,
+    levels: Levels | None = None,
+    clamp: float | tuple[float, float] | None = None,
+    dtype: torch.dtype | None = None,
+    shape: Sequence[int] | None = None,
+    device: torch.device | str | None = None,
+    noise: Tensor | None = None,
+    step_noise: Sequence[Tensor] | None = None,
+    callback: Callable[[Progress], None] | None = None,
+    check: bool = True,
+) -> Tensor:
+    """Sample once, fp32 `[B, *shape]`: `Sampler(...)` and one call of it; see there."""
+    sampler = Sampler(
+        model, guidance, solver, steps, spacing, levels, clamp, dtype, shape, device
+    )
+    return sampler(cond, seeds, negative, noise, step_noise, callback, check)
+
+
+def _check_shape(model: Model, shape: Sequence[int] | None) -> tuple[int, ...]:
+    chosen = model.shape if shape is None else tuple(int(side) for side in shape)
+    if len(chosen) != len(model.shape) or chosen[0] != model.shape[0] or min(chosen) < 1:
+        raise ValueError(f"shape is {chosen}, but the model samples {model.shape}")
+    check = getattr(model.net, "check_shape", None)
+    if check is not None:
+        check(chosen)
+    return chosen
+
+
+def _parameter(net: Any) -> Tensor | None:
+    if not isinstance(net, nn.Module):
+        return None
+    return next((p for p in net.parameters() if p.is_floating_point()), None)
+
+
+def _device_of(model: Model, device: torch.device | str | None) -> torch.device:
+    parameter = _parameter(model.net)
+    if parameter is None:
+        return torch.device(device or "cpu")
+    if device is not None and torch.device(device).type != parameter.device.type:
+        raise ValueError(f"device is {device}, but the network is on {parameter.device}")
+    return parameter.device
+
+
+def _net_as(model: Model, dtype: torch.dtype | None) -> tuple[Any, torch.dtype]:
+    if dtype is not None and dtype not in _DTYPES:
+        raise ValueError(f"dtype is {dtype}, but it should be fp32, bf16 or fp16")
+    parameter = _parameter(model.net)
+    if parameter is None:
+        return model.net, dtype or torch.float32
+    if dtype is None or dtype == parameter.dtype:
+        return model.net, parameter.dtype
+    return copy.deepcopy(model.net).to(dtype), dtype
+
+
+def _bounds(clamp: float | tuple[float, float] | None) -> tuple[float, float] | None:
+    if clamp is None:
+        return None
+    low, high = (-clamp, clamp) if isinstance(clamp, (int, float)) else clamp
+    if not low < high or math.isnan(low) or math.isnan(high):
+        raise ValueError(f"clamp is {clamp!r}, but it should be a positive number or a pair low < high")
+    return float(low), float(high)
+
+
+def _named_conditions(model: Model, guidance: Guidance | None) -> set[str]:
+    """The kinds of condition that the guidance needs: "cond", "negative", "head" (a second head)."""
+    names = {"cond"}
+    for term in guidance.terms() if guidance is not None else ():
+        if term.branch.head >= model.heads:
+            raise ValueError(
+                f"guidance needs a network with {term.branch.head + 1} heads, but model.heads is "
+                f"{model.heads}"
+            )
+        names.add("head" if term.branch.head else term.branch.cond)
+    return names
+
+
+def _batched(name: str, value: Any, model: Model, batch: int, device: torch.device) -> Any:
+    """`value` as batch-first tensors on `device`; the null condition for None."""
+    null = model.null
+    if value is None:
+        return tree_map(lambda leaf: _repeat(leaf, batch, device), null)
+    if null is None and not model.negative and not isinstance(value, Tensor) and not tree_flatten(value)[0]:
+        raise ValueError(f"{name} is {value!r}, but it should hold tensors")
+    if isinstance(null, int):
+        return _labels(name, value, null, model.class_names, batch, device)
+    leaves, form = tree_flatten(value)
+    if null is not None:
+        expected, null_form = tree_flatten(null)
+        if form != null_form:
+            raise ValueError(f"{name} has the structure {form}, but the null condition {null_form}")
+    for i, leaf in enumerate(leaves):
+        if not isinstance(leaf, Tensor) or leaf.ndim < 1 or leaf.shape[0] != batch:
+            found = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise ValueError(f"{name}[{i}] is {found}, but it should be a tensor [{batch}, ...]")
+        if null is not None and leaf.shape[1:] != torch.as_tensor(expected[i]).shape:
+            raise ValueError(
+                f"{name}[{i}].shape is {tuple(leaf.shape)}, but the null condition's is "
+                f"{tuple(torch.as_tensor(expected[i]).shape)}"
+            )
+    return tree_map(lambda leaf: leaf.to(device), value)
+
+
+def _repeat(leaf: Any, batch: int, device: torch.device) -> Tensor:
+    tensor = torch.as_tensor(leaf, device=device)
+    return tensor.expand(batch, *tensor.shape)
+
+
+def _labels(
+    name: str,
+    value: Any,
+    null: int,
+    class_names: tuple[str, ...],
+    batch: int,
+    device: torch.device,
+) -> Tensor:
+    labels = torch.as_tensor(value)
+    if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.is_complex():
+        raise ValueError(f"{name} is {labels.dtype}, but class labels should be integers")
+    labels = labels.to(torch.int64)
+    labels = labels.expand(batch) if labels.ndim == 0 else labels
+    if labels.shape != (batch,):
+        raise ValueError(f"{name}.shape is {tuple(labels.shape)}, but there are {batch} seeds")
+    bad = labels[(labels < 0) | (labels > null)]
+    if bad.numel():
+        names = f": {', '.join(class_names)}" if class_names else ""
+        raise ValueError(f"{name} has {int(bad[0])}, but a class should lie in [0, {null - 1}]{names}")
+    return labels.to(device)
+
+
+def _check_finite(plan: Plan, samples: Tensor, first_bad: Tensor, seeds: Tensor) -> None:
+    rows = first_bad.tolist()  # the run's one wait for the device
+    bad = [(row, i) for i, row in enumerate(rows) if row < len(plan.rows)]
+    if not bad:
+        return
+    numbers = [0]
+    for row in plan.rows[1:]:
+        numbers.append(numbers[-1] + (row.pattern is not None))
+    row, i = min(bad)
+    raise NonFiniteError(
+        f"{len(bad)} of {len(rows)} samples are not finite; the first is sample {i} (seed "
+        f"{int(seeds[i])}), from evaluation {numbers[row]} of {plan.evaluations} on, at {plan.rows[row].at}",
+        samples,
+        [numbers[r] if r < len(plan.rows) else None for r in rows],
+    )

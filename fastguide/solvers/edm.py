@@ -1,0 +1,108 @@
+"""Euler and Heun with optional churn (Karras et al. 2022, algorithms 1 and 2), on any process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from fastguide.options import Configured
+from fastguide.process import Level
+from fastguide.solvers.update import Update
+from fastguide.spacing import Levels
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step: raised from `now` to `hat` by noise, then down to `to`; `lift` and `std` do the raise."""
+
+    hat: Level
+    to: Level
+    lift: float
+    std: float
+
+
+def _churned(levels: Levels, churn: float, s_min: float, s_max: float, s_noise: float) -> list[_Step]:
+    if churn < 0.0 or s_noise <= 0.0:
+        raise ValueError(f"churn is {churn} and s_noise {s_noise}, but they should not be negative")
+    steps = list(levels.steps())
+    gamma = min(churn / len(steps), math.sqrt(2.0) - 1.0)
+    out = []
+    for now, to in steps:
+        hat = now
+        if gamma > 0.0 and s_min <= now.ratio <= s_max:
+            hat = levels.process.at_ratio(now.ratio * (1.0 + gamma))
+        lift = 1.0 if hat is now else hat.alpha / now.alpha
+        std = math.sqrt(max(hat.sigma**2 - (lift * now.sigma) ** 2, 0.0))
+        out.append(_Step(hat, to, lift, 0.0 if hat is now else s_noise * std))
+    return out
+
+
+def _with_next(x: Mapping[str, float], following: _Step | None) -> dict[str, float]:
+    """The map to x, composed with the raise that the next step begins with."""
+    if following is None or following.std == 0.0:
+        return dict(x)
+    return {**{name: following.lift * c for name, c in x.items()}, "noise": following.std}
+
+
+def _raise_start(steps: list[_Step]) -> Iterator[Update]:
+    if steps[0].std > 0.0:
+        yield Update(at=None, x={"x": steps[0].lift, "noise": steps[0].std})
+
+
+@Configured
+def euler(
+    levels: Levels,
+    churn: float = 0.0,
+    s_min: float = 0.0,
+    s_max: float = math.inf,
+    s_noise: float = 1.0,
+) -> Iterator[Update]:
+    """Euler's method: without churn the rows of ddim, which EDM's and flow's Euler both are.
+
+    `churn`, `s_min`, `s_max`, `s_noise` are S_churn, S_min, S_max, S_noise of EDM; sigma is read as
+    sigma / alpha.
+    """
+    steps = _churned(levels, churn, s_min, s_max, s_noise)
+    yield from _raise_start(steps)
+    for step, following in zip(steps, [*steps[1:], None], strict=True):
+        keep = step.to.sigma / step.hat.sigma
+        x = {"x": keep, "denoised": step.to.alpha - step.hat.alpha * keep}
+        yield Update(at=step.hat, x=_with_next(x, following))
+
+
+@Configured
+def heun(
+    levels: Levels,
+    churn: float = 0.0,
+    s_min: float = 0.0,
+    s_max: float = math.inf,
+    s_noise: float = 1.0,
+) -> Iterator[Update]:
+    """Heun's second-order method: 2 N - 1 evaluations, the last step to the data is Euler's.
+
+    The trapezoid rule on `dx = denoised d alpha + eps d sigma`: EDM's algorithm 2 where alpha is 1,
+    and Heun in t for flow. Options as for euler.
+    """
+    steps = _churned(levels, churn, s_min, s_max, s_noise)
+    yield from _raise_start(steps)
+    for step, following in zip(steps, [*steps[1:], None], strict=True):
+        now, to = step.hat, step.to
+        keep = to.sigma / now.sigma
+        predicted = {"x": keep, "denoised": to.alpha - now.alpha * keep}
+        if to.sigma == 0.0:
+            yield Update(at=now, x=_with_next(predicted, following))
+            continue
+        rise, fall = to.alpha - now.alpha, to.sigma - now.sigma
+        # half of each end's slope: denoised rise + (x - alpha denoised) / sigma fall
+        half = {
+            "x": 1.0 + 0.5 * fall / now.sigma,
+            "denoised": 0.5 * (rise - fall * now.alpha / now.sigma),
+        }
+        yield Update(at=now, x=predicted, keep={"half": half})
+        corrected = {
+            "half": 1.0,
+            "x": 0.5 * fall / to.sigma,
+            "denoised": 0.5 * (rise - fall * to.alpha / to.sigma),
+        }
+        yield Update(at=to, x=_with_next(corrected, following))
