@@ -1,7 +1,7 @@
 """Build the compiled kernels; everything else about the package is in pyproject.toml.
 
-FASTGUIDE_CUDA=0 leaves the CUDA kernels out, 1 insists on them; unset, they are built when torch has
-CUDA and nvcc is found. TORCH_CUDA_ARCH_LIST chooses the GPUs, as for every torch extension.
+FASTGUIDE_CUDA=0 leaves the CUDA kernels out, 1 insists on them; unset, they are built when torch
+has CUDA and nvcc is found. TORCH_CUDA_ARCH_LIST chooses the GPUs, as for every torch extension.
 """
 
 import os
@@ -20,9 +20,13 @@ def want_cuda() -> bool:
     home = cpp_extension.CUDA_HOME
     found = home is not None and (Path(home) / "bin" / "nvcc").exists()
     if setting == "1" and torch.version.cuda is None:
-        raise SystemExit(f"FASTGUIDE_CUDA is 1, but torch {torch.__version__} is a build without CUDA")
+        raise SystemExit(
+            f"FASTGUIDE_CUDA is 1, but torch {torch.__version__} is a build without CUDA"
+        )
     if setting == "1" and not found:
-        raise SystemExit(f"FASTGUIDE_CUDA is 1, but no nvcc was found (CUDA_HOME is {home}); set CUDA_HOME")
+        raise SystemExit(
+            f"FASTGUIDE_CUDA is 1, but no nvcc was found (CUDA_HOME is {home}); set CUDA_HOME"
+        )
     return setting != "0" and torch.version.cuda is not None and found
 
 
@@ -31,7 +35,8 @@ cuda = want_cuda()
 folders = ["csrc", "csrc/cpu"] + ["csrc/cuda"] * cuda
 sources = [p for f in folders for p in sorted((root / f).iterdir()) if p.suffix in (".cpp", ".cu")]
 flags = {
-    # fp-contract: fused multiply-adds in the clones that have them; errno and traps block vectorising
+    # fp-contract: fused multiply-adds in the clones that have them; errno and traps block
+    # vectorising
     "cxx": ["-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"],
     "nvcc": ["-O3", "-lineinfo", "-Xptxas", "-warn-spills"],
 }

@@ -1,4 +1,6 @@
-"""fastguide: guided sampling of diffusion and flow models, every method at the speed of the hardware."""
+"""fastguide: guided sampling of diffusion and flow models, every method at the speed of the
+hardware.
+"""
 
 from fastguide.assets import load
 from fastguide.checkpoint import CheckpointError, save

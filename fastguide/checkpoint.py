@@ -1,7 +1,7 @@
 """Models on disk: `model.safetensors` and `model.json` in one folder. Nothing is ever unpickled.
 
-The JSON holds the SHA-256 of the weights, so damage is found before anything runs. Files are written
-under a temporary name and renamed.
+The JSON holds the SHA-256 of the weights, so damage is found before anything runs. Files are
+written under a temporary name and renamed.
 """
 
 from __future__ import annotations
@@ -63,12 +63,13 @@ def save(
     net = model.net
     if not isinstance(net, nn.Module) or type(net).__name__ not in NETS:
         raise TypeError(f"net is a {type(net).__name__}, but only {', '.join(NETS)} can be saved")
+    config: dict[str, Any] = net.config  # type: ignore[assignment]
     weights = net.state_dict() if weights is None else weights
     stored = {name: value.to("cpu", dtype).contiguous() for name, value in weights.items()}
     data = tensors_to_bytes(stored)
     description = {
         "format": FORMAT,
-        "net": {"name": type(net).__name__, **net.config},
+        "net": {"name": type(net).__name__, **config},
         "process": {"name": type(model.process).__name__, **asdict(model.process)},
         "prediction": asdict(model.prediction),
         "shape": list(model.shape),
@@ -96,7 +97,9 @@ def load(
         config = dict(description["net"])
         name = config.pop("name")
         if name not in NETS:
-            raise CheckpointError(f"{folder}: net is {name!r}, but this version knows {sorted(NETS)}")
+            raise CheckpointError(
+                f"{folder}: net is {name!r}, but this version knows {sorted(NETS)}"
+            )
         net = NETS[name](**config)
         process = dict(description["process"])
         kind = _PROCESSES[process.pop("name")](**process)
@@ -106,7 +109,9 @@ def load(
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'model.json'} does not describe a model: {error!r}") from error
+        raise CheckpointError(
+            f"{folder / 'model.json'} does not describe a model: {error!r}"
+        ) from error
     try:
         net.load_state_dict(tensors_from_bytes(data))
     except (RuntimeError, SafetensorError) as error:
@@ -153,7 +158,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     version = description.get("format") if isinstance(description, dict) else None
     if version != FORMAT:
         raise CheckpointError(
-            f"{folder / 'model.json'} has format {version!r}, but this version reads format {FORMAT}"
+            f"{folder / 'model.json'} has format {version!r}, "
+            f"but this version reads format {FORMAT}"
         )
     missing = {"net", "process", "prediction", "shape", "class_names", "weights"} - set(description)
     if missing:

@@ -18,14 +18,14 @@ class Model:
     """A network and the meaning of what goes in and out of it.
 
     Args:
-        net: any callable `net(x, t, cond)`: x `[rows, *shape]`, t fp32 `[rows]` in the network's own
-            units (VP: timestep; flow: time; edm: log(sigma) / 4), cond a pytree of batch-first
+        net: any callable `net(x, t, cond)`: x `[rows, *shape]`, t fp32 `[rows]` in the network's
+            own units (VP: timestep; flow: time; edm: log(sigma) / 4), cond a pytree of batch-first
             tensors or None. Returns `[rows, heads * C, ...]`. It must not write to its input.
         process: the noise process it was trained on.
         prediction: what it returns.
         shape: one sample without the batch, e.g. (C, H, W).
-        null: the condition that means "none", in the form of `cond` for ONE sample without the batch
-            dimension (an int for class labels), or None for an unconditional network.
+        null: the condition that means "none", in the form of `cond` for ONE sample without the
+            batch dimension (an int for class labels), or None for an unconditional network.
         heads: predictions in one output, as consecutive slices of its channels.
         negative: whether the second head predicts for a second, negative condition; `cond` is then
             the pair (cond, negative).

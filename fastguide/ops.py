@@ -1,7 +1,8 @@
-"""The ops: one name each for CPU (C++), GPU (Triton, CUDA) and fake tensors. Inputs are checked here.
+"""The ops: one name each for CPU (C++), GPU (Triton, CUDA) and fake tensors. Inputs are checked
+here.
 
-Importing this module loads the compiled extension and registers the rest; Triton is imported when an
-op first runs on a GPU.
+Importing this module loads the compiled extension and registers the rest; Triton is imported when
+an op first runs on a GPU.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ def noise(
 ) -> Tensor:
     """Standard normal noise, fp32 `[B, *shape]`, sample i from `seeds[i]` alone.
 
-    The value of an element depends on (seed, evaluation, its index in the sample) and on nothing else:
-    not on the batch, the rank of `shape`, or the device (Philox4x32-10 and Box-Muller). `evaluation`
-    0 is the start of a sample; the update after the k-th evaluation of a run, k = 1, 2, ..., draws k.
+    The value of an element depends on (seed, evaluation, its index in the sample) and on nothing
+    else: not on the batch, the rank of `shape`, or the device (Philox4x32-10 and Box-Muller).
+    `evaluation` 0 is the start of a sample; the k-th update of a run, k = 1, 2, ..., draws k.
     """
     if device is None:
         device = seeds.device if isinstance(seeds, Tensor) else "cpu"
@@ -74,7 +75,8 @@ def step(
     reads: int | None = None,
     writes: int | None = None,
 ) -> None:
-    """Update `state` in place and write the next network input: the maths of `fastguide.reference.step`.
+    """Update `state` in place and write the next network input: the maths of
+    `fastguide.reference.step`.
 
     Args:
         state: fp32 `[slots, B, *shape]`, contiguous; slot 0 is x, the others are history.
@@ -147,8 +149,8 @@ def _check_step(
             )
     if table.dtype != torch.float32 or table.shape[1:] != (_table.width(slots),):
         raise ValueError(
-            f"table is {table.dtype} of shape {tuple(table.shape)}, but for {slots} slots it should "
-            f"be fp32 [E, {_table.width(slots)}]"
+            f"table is {table.dtype} of shape {tuple(table.shape)}, but for {slots} slots "
+            f"it should be fp32 [E, {_table.width(slots)}]"
         )
     if (
         weights.ndim != 3
@@ -170,14 +172,15 @@ def _check_step(
         )
     if seeds is not None and (seeds.shape != sample[:1] or seeds.dtype != torch.int64):
         raise ValueError(
-            f"seeds is {seeds.dtype} of shape {tuple(seeds.shape)}, but it should be int64 [{sample[0]}]"
+            f"seeds is {seeds.dtype} of shape {tuple(seeds.shape)}, "
+            f"but it should be int64 [{sample[0]}]"
         )
     if noise is not None and (
         noise.shape != sample or noise.dtype != torch.float32 or not noise.is_contiguous()
     ):
         raise ValueError(
-            f"noise is {noise.dtype} of shape {tuple(noise.shape)}, but it should be contiguous fp32 "
-            f"{tuple(sample)}"
+            f"noise is {noise.dtype} of shape {tuple(noise.shape)}, "
+            f"but it should be contiguous fp32 {tuple(sample)}"
         )
     if net_input is not None and (
         net_input.shape[1:] != sample[1:]
@@ -202,7 +205,11 @@ def _check_step(
     for name, tensor in others.items():
         if tensor is not None and tensor.device != state.device:
             raise ValueError(f"{name} is on {tensor.device}, but state is on {state.device}")
-        if name in ("table", "weights", "seeds") and tensor is not None and not tensor.is_contiguous():
+        if (
+            name in ("table", "weights", "seeds")
+            and tensor is not None
+            and not tensor.is_contiguous()
+        ):
             raise ValueError(f"{name} has strides {tensor.stride()}, but it should be contiguous")
 
 

@@ -1,4 +1,6 @@
-"""A named function with some of its keyword options bound: how solvers and spacings are configured."""
+"""A named function with some of its keyword options bound: how solvers and spacings are
+configured.
+"""
 
 from __future__ import annotations
 

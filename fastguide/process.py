@@ -24,7 +24,9 @@ class Level:
 
     @property
     def ratio(self) -> float:
-        """Noise-to-signal ratio `sigma / alpha`: the sigma of EDM and k-diffusion; inf at alpha 0."""
+        """Noise-to-signal ratio `sigma / alpha`: the sigma of EDM and k-diffusion; inf at alpha
+        0.
+        """
         return self.sigma / self.alpha if self.alpha > 0.0 else math.inf
 
 
@@ -43,8 +45,8 @@ class Process(Protocol):
 class VP:
     """Variance-preserving process of DDPM (Ho et al. 2020), `alpha^2 = prod(1 - beta)`.
 
-    `t` counts the training steps from 0 to `timesteps - 1` and may be fractional: log(sigma / alpha)
-    is interpolated. `betas`: "linear" (DDPM), "scaled_linear" (Stable Diffusion) or "cosine"
+    `t` counts the training steps from 0 to `timesteps - 1` and may be fractional: log(sigma /
+    alpha) is interpolated. `betas`: "linear" (DDPM), "scaled_linear" (Stable Diffusion) or "cosine"
     (Nichol and Dhariwal 2021; `beta_start` and `beta_end` are not used).
     """
 
@@ -55,7 +57,9 @@ class VP:
 
     def __post_init__(self) -> None:
         if self.betas not in get_args(BetaName):
-            raise ValueError(f"betas is {self.betas!r}, but it should be one of {get_args(BetaName)}")
+            raise ValueError(
+                f"betas is {self.betas!r}, but it should be one of {get_args(BetaName)}"
+            )
         if self.timesteps < 2:
             raise ValueError(f"timesteps is {self.timesteps}, but it should be 2 or more")
         if not 0.0 < self.beta_start < self.beta_end < 1.0:
@@ -73,7 +77,9 @@ class VP:
             def alpha_bar(u: float) -> float:
                 return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
-            return tuple(min(1 - alpha_bar((i + 1) / n) / alpha_bar(i / n), 0.999) for i in range(n))
+            return tuple(
+                min(1 - alpha_bar((i + 1) / n) / alpha_bar(i / n), 0.999) for i in range(n)
+            )
         power = 2 if self.betas == "scaled_linear" else 1
         lo, hi = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
         return tuple((lo + (hi - lo) * i / (n - 1)) ** power for i in range(n))
@@ -155,7 +161,9 @@ class EDM:
 
 @dataclass(frozen=True)
 class Flow:
-    """Rectified flow (Liu et al. 2022; Lipman et al. 2022): alpha = 1 - t, sigma = t, t in [0, 1]."""
+    """Rectified flow (Liu et al. 2022; Lipman et al. 2022): alpha = 1 - t, sigma = t, t in [0,
+    1].
+    """
 
     @property
     def t_max(self) -> float:
@@ -220,8 +228,8 @@ class Prediction:
             return 1.0 / (alpha + sigma), -sigma / (alpha + sigma)
         if alpha == 0.0:
             raise ValueError(
-                f"prediction is {self.name!r}, but at t = {level.t:g} alpha is 0, where it does not "
-                "determine the denoised image; use 'x0', 'v' or 'flow', or start below pure noise"
+                f"prediction is {self.name!r}, but at t = {level.t:g} alpha is 0, where it does "
+                "not determine the denoised image; use 'x0', 'v' or 'flow', or start below pure noise"
             )
         if self.name == "eps":
             return 1.0 / alpha, -sigma / alpha

@@ -1,4 +1,6 @@
-"""Every op in plain PyTorch, in the precision of its inputs: the definition that kernels are held to."""
+"""Every op in plain PyTorch, in the precision of its inputs: the definition that kernels are held
+to.
+"""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class NonFiniteError(FloatingPointError):
-    """Some samples are NaN or infinite. `samples` holds all of them; `evaluations` says for each the
-    evaluation (1, 2, ...) at which it first was, or None."""
+    """Some samples are NaN or infinite. `samples` holds all of them; `evaluations` says for each
+    the evaluation (1, 2, ...) at which it first was, or None."""
 
     def __init__(self, message: str, samples: Tensor, evaluations: list[int | None]) -> None:
         super().__init__(message)
@@ -68,12 +68,18 @@ class Sampler:
         device: torch.device | str | None = None,
     ) -> None:
         if not isinstance(model, Model):
-            raise TypeError(f"model is a {type(model).__name__}, but it should be a fastguide.Model")
+            raise TypeError(
+                f"model is a {type(model).__name__}, but it should be a fastguide.Model"
+            )
         if guidance is not None and not isinstance(guidance, Guidance):
-            raise TypeError(f"guidance is {guidance!r}, but it should be a Guidance such as CFG(3.0)")
+            raise TypeError(
+                f"guidance is {guidance!r}, but it should be a Guidance such as CFG(3.0)"
+            )
         solver = solver_by_name(solver) if isinstance(solver, str) else solver
         if not isinstance(solver, Configured):
-            raise TypeError(f"solver is {solver!r}, but it should be a solver such as fastguide.ddim")
+            raise TypeError(
+                f"solver is {solver!r}, but it should be a solver such as fastguide.ddim"
+            )
         spacing = by_name("spacing", spacing, SPACINGS) if isinstance(spacing, str) else spacing
         if levels is None:
             levels = make_levels(model.process, steps, spacing)
@@ -152,7 +158,7 @@ class Sampler:
             raise ValueError("negative is given, but the guidance has no negative branch")
         if negative is not None and "head" in names and not model.negative:
             raise ValueError(
-                "negative is given, but the second head of this model does not take a negative condition"
+                "negative is given, but the second head of this model takes no negative condition"
             )
         if model.null is None and cond is None and "negative" in names and negative is None:
             raise ValueError("guidance needs a negative condition, but model.null is None")
@@ -176,14 +182,14 @@ class Sampler:
             )
         return noise.to(self.device).contiguous()
 
-    def _check_step_noise(
-        self, noises: Sequence[Tensor] | None, batch: int
-    ) -> list[Tensor] | None:
+    def _check_step_noise(self, noises: Sequence[Tensor] | None, batch: int) -> list[Tensor] | None:
         if noises is None:
             return None
         draws = sum(row.draws for row in self.plan.rows[1:])
         if len(noises) != draws:
-            raise ValueError(f"step_noise has {len(noises)} tensors, but the plan draws {draws} times")
+            raise ValueError(
+                f"step_noise has {len(noises)} tensors, but the plan draws {draws} times"
+            )
         checked = [self._check_noise(f"step_noise[{i}]", n, batch) for i, n in enumerate(noises)]
         return [noise for noise in checked if noise is not None]
 
@@ -209,9 +215,7 @@ def sample(
     check: bool = True,
 ) -> Tensor:
     """Sample once, fp32 `[B, *shape]`: `Sampler(...)` and one call of it; see there."""
-    sampler = Sampler(
-        model, guidance, solver, steps, spacing, levels, clamp, dtype, shape, device
-    )
+    sampler = Sampler(model, guidance, solver, steps, spacing, levels, clamp, dtype, shape, device)
     return sampler(cond, seeds, negative, noise, step_noise, callback, check)
 
 
@@ -248,6 +252,7 @@ def _net_as(model: Model, dtype: torch.dtype | None) -> tuple[Any, torch.dtype]:
         return model.net, dtype or torch.float32
     if dtype is None or dtype == parameter.dtype:
         return model.net, parameter.dtype
+    assert isinstance(model.net, nn.Module)
     return copy.deepcopy(model.net).to(dtype), dtype
 
 
@@ -256,12 +261,16 @@ def _bounds(clamp: float | tuple[float, float] | None) -> tuple[float, float] | 
         return None
     low, high = (-clamp, clamp) if isinstance(clamp, (int, float)) else clamp
     if not low < high or math.isnan(low) or math.isnan(high):
-        raise ValueError(f"clamp is {clamp!r}, but it should be a positive number or a pair low < high")
+        raise ValueError(
+            f"clamp is {clamp!r}, but it should be a positive number or a pair low < high"
+        )
     return float(low), float(high)
 
 
 def _named_conditions(model: Model, guidance: Guidance | None) -> set[str]:
-    """The kinds of condition that the guidance needs: "cond", "negative", "head" (a second head)."""
+    """The kinds of condition that the guidance needs: "cond", "negative", "head" (a second
+    head).
+    """
     names = {"cond"}
     for term in guidance.terms() if guidance is not None else ():
         if term.branch.head >= model.heads:
@@ -276,9 +285,16 @@ def _named_conditions(model: Model, guidance: Guidance | None) -> set[str]:
 def _batched(name: str, value: Any, model: Model, batch: int, device: torch.device) -> Any:
     """`value` as batch-first tensors on `device`; the null condition for None."""
     null = model.null
+    if value is None and null is None:
+        return None
     if value is None:
         return tree_map(lambda leaf: _repeat(leaf, batch, device), null)
-    if null is None and not model.negative and not isinstance(value, Tensor) and not tree_flatten(value)[0]:
+    if (
+        null is None
+        and not model.negative
+        and not isinstance(value, Tensor)
+        and not tree_flatten(value)[0]
+    ):
         raise ValueError(f"{name} is {value!r}, but it should hold tensors")
     if isinstance(null, int):
         return _labels(name, value, null, model.class_names, batch, device)
@@ -322,7 +338,9 @@ def _labels(
     bad = labels[(labels < 0) | (labels > null)]
     if bad.numel():
         names = f": {', '.join(class_names)}" if class_names else ""
-        raise ValueError(f"{name} has {int(bad[0])}, but a class should lie in [0, {null - 1}]{names}")
+        raise ValueError(
+            f"{name} has {int(bad[0])}, but a class should lie in [0, {null - 1}]{names}"
+        )
     return labels.to(device)
 
 
@@ -337,7 +355,8 @@ def _check_finite(plan: Plan, samples: Tensor, first_bad: Tensor, seeds: Tensor)
     row, i = min(bad)
     raise NonFiniteError(
         f"{len(bad)} of {len(rows)} samples are not finite; the first is sample {i} (seed "
-        f"{int(seeds[i])}), from evaluation {numbers[row]} of {plan.evaluations} on, at {plan.rows[row].at}",
+        f"{int(seeds[i])}), from evaluation {numbers[row]} of {plan.evaluations} on, "
+        f"at {plan.rows[row].at}",
         samples,
         [numbers[r] if r < len(plan.rows) else None for r in rows],
     )

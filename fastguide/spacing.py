@@ -1,4 +1,6 @@
-"""Which noise levels a run of N steps visits: N levels of falling noise, and the data after them."""
+"""Which noise levels a run of N steps visits: N levels of falling noise, and the data after
+them.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,7 @@ class Levels:
             raise ValueError(f"levels has {len(self.points)} points, but a run needs 2 or more")
         for now, to in pairwise(self.points):
             if not to.ratio < now.ratio:
-                raise ValueError(
-                    f"levels should fall in sigma / alpha, but {to} follows {now}"
-                )
+                raise ValueError(f"levels should fall in sigma / alpha, but {to} follows {now}")
 
     def steps(self) -> Iterator[tuple[Level, Level]]:
         """(now, to) for each step."""
@@ -71,7 +71,7 @@ def trailing(process: Process, steps: int) -> Levels:
 
 @Configured
 def linspace(process: Process, steps: int) -> Levels:
-    """N levels evenly in t. VP: from T-1 to 0, then the data. Flow: t = 1 - i / N. EDM: in sigma."""
+    """N levels evenly in t: VP from T - 1 to 0, flow from 1 to 1 / N, EDM in sigma."""
     high, low = process.t_max, process.t_min
     if isinstance(process, Flow):
         return _times(process, [1.0 - i / steps for i in range(steps)] + [0.0])
@@ -101,13 +101,22 @@ def karras(
 ) -> Levels:
     """sigma_i^(1/rho) evenly from sigma_max to sigma_min (EDM, eq. 5), sigma meaning sigma / alpha.
 
-    The bounds default to the process's own range; for Flow, whose range is 0 to inf, to 0.002 and 80.
+    The bounds default to the process's own range; for Flow, whose range is 0 to inf, to 0.002 and
+    80.
     """
     if rho <= 0.0:
         raise ValueError(f"rho is {rho}, but it should be positive")
     bounded = not isinstance(process, Flow)
-    high = (process.level(process.t_max).ratio if bounded else 80.0) if sigma_max is None else sigma_max
-    low = (process.level(process.t_min).ratio if bounded else 0.002) if sigma_min is None else sigma_min
+    high = (
+        (process.level(process.t_max).ratio if bounded else 80.0)
+        if sigma_max is None
+        else sigma_max
+    )
+    low = (
+        (process.level(process.t_min).ratio if bounded else 0.002)
+        if sigma_min is None
+        else sigma_min
+    )
     if not 0.0 < low < high:
         raise ValueError(f"sigma_min, sigma_max are {low}, {high}, but 0 < sigma_min < sigma_max")
     if steps == 1:

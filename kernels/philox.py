@@ -74,5 +74,7 @@ def normals(seed, evaluation, start, BLOCK: tl.constexpr):
     cos0, sin0 = cos_sin_turn(w1)
     cos1, sin1 = cos_sin_turn(w3)
     # join puts its arguments last, so [cos0, cos1] x [sin0, sin1] reads cos0 sin0 cos1 sin1
-    pairs = tl.join(tl.join(radius0 * cos0, radius1 * cos1), tl.join(radius0 * sin0, radius1 * sin1))
+    pairs = tl.join(
+        tl.join(radius0 * cos0, radius1 * cos1), tl.join(radius0 * sin0, radius1 * sin1)
+    )
     return pairs.reshape(BLOCK)

@@ -32,7 +32,6 @@ def step_kernel(
     first_bad_ptr,
     numel,
     pixels,
-    slot_stride,
     weights_evaluation_stride,
     weights_sample_stride,
     SLOTS: tl.constexpr,
@@ -42,50 +41,50 @@ def step_kernel(
     PLAIN: tl.constexpr,
     NOISE: tl.constexpr,
     COPIES: tl.constexpr,
+    INDEX: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # where
+    # where: a thread takes runs of 4 elements, the unit of the noise and of 16-byte access to fp32;
+    # without the hint 16-bit branches get runs of 8, and shared memory to meet the fp32 slots
     sample = tl.program_id(1).to(tl.int64)
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    element = start + tl.arange(0, BLOCK)
+    slot_stride = tl.num_programs(1).to(tl.int64) * numel
+    start = tl.program_id(0).to(INDEX) * BLOCK
+    element = tl.max_contiguous(start + tl.arange(0, BLOCK), 4)
     inside = element < numel
     at = sample * numel + element
-    evaluation = tl.load(evaluation_ptr)
-    row_ptr = table_ptr + evaluation * (MATRIX + SLOTS * (SLOTS + 2))
-    weight_ptr = (
-        weights_ptr + evaluation * weights_evaluation_stride + sample * weights_sample_stride
-    )
 
-    # load
+    # load: elements first, as coefficients wait for the number of the evaluation
     x = tl.load(state_ptr + at, mask=inside)
-    denoised = tl.zeros_like(x)
-    if BRANCHES > 0:
-        positive = load_branch(branch_ptrs[0], branch_strides[0], sample, element, pixels, inside, PLAIN)
-        guided = tl.load(weight_ptr) * positive
-        for k in tl.static_range(1, BRANCHES):
-            other = load_branch(
-                branch_ptrs[k], branch_strides[k], sample, element, pixels, inside, PLAIN
-            )
-            guided += tl.load(weight_ptr + k) * (positive - other)
-
-        # maths: comparisons, not min and max: a NaN must stay one
-        denoised = tl.load(row_ptr + OF_X) * x + tl.load(row_ptr + OF_PREDICTION) * guided
-        low = tl.load(row_ptr + LOW)
-        high = tl.load(row_ptr + HIGH)
-        denoised = tl.where(denoised < low, low, denoised)
-        denoised = tl.where(denoised > high, high, denoised)
-    noise = tl.zeros_like(x)
-    if NOISE == "drawn":
-        noise = normals(tl.load(seeds_ptr + sample), evaluation, start, BLOCK)
-    if NOISE == "given":
-        noise = tl.load(noise_ptr + at, mask=inside)
-
     old = (x,)
     for j in tl.static_range(1, SLOTS):
         if (READS >> j) & 1:
             old = old + (tl.load(state_ptr + j * slot_stride + at, mask=inside),)
         else:
             old = old + (x,)  # not read
+    branches = ()
+    for k in tl.static_range(BRANCHES):
+        offset = branch_offset(branch_strides[k], sample, element, pixels, PLAIN)
+        branches = branches + (tl.load(branch_ptrs[k] + offset, mask=inside).to(tl.float32),)
+    noise = tl.zeros_like(x)
+    if NOISE == "given":
+        noise = tl.load(noise_ptr + at, mask=inside)
+    evaluation = tl.load(evaluation_ptr)
+    row_ptr = table_ptr + evaluation * (MATRIX + SLOTS * (SLOTS + 2))
+    weight_ptr = (
+        weights_ptr + evaluation * weights_evaluation_stride + sample * weights_sample_stride
+    )
+
+    # maths
+    denoised = tl.zeros_like(x)
+    if BRANCHES > 0:
+        guided = tl.load(weight_ptr) * branches[0]
+        for k in tl.static_range(1, BRANCHES):
+            guided += tl.load(weight_ptr + k) * (branches[0] - branches[k])
+        denoised = tl.load(row_ptr + OF_X) * x + tl.load(row_ptr + OF_PREDICTION) * guided
+        low, high = tl.load(row_ptr + LOW), tl.load(row_ptr + HIGH)
+        denoised = tl.clamp(denoised, low, high, propagate_nan=tl.PropagateNan.ALL)
+    if NOISE == "drawn":
+        noise = normals(tl.load(seeds_ptr + sample), evaluation, start, BLOCK)
 
     # store: all old slots are in registers by now
     new_x = x
@@ -101,24 +100,23 @@ def step_kernel(
             tl.store(state_ptr + r * slot_stride + at, out, mask=inside)
             if r == 0:
                 new_x = out
-    finite = (new_x.to(tl.uint32, bitcast=True) & 0x7F800000) != 0x7F800000
-    bad = tl.max(tl.where(inside & (finite == 0), 1, 0))
-    tl.atomic_min(first_bad_ptr + sample, evaluation.to(tl.int32), mask=bad > 0)
     if COPIES > 0:
-        scaled = tl.load(row_ptr + INPUT_SCALE) * new_x
+        scaled = (tl.load(row_ptr + INPUT_SCALE) * new_x).to(input_ptr.dtype.element_ty)
         for copy in tl.static_range(COPIES):
-            target = input_ptr + copy * slot_stride + at
-            tl.store(target, scaled.to(input_ptr.dtype.element_ty), mask=inside)
+            tl.store(input_ptr + copy * slot_stride + at, scaled, mask=inside)
+    # 0 times infinity or NaN is NaN; summed within a thread, so that no barrier is needed
+    bad = tl.sum(tl.where(inside, 0.0 * new_x, 0.0).reshape(BLOCK // 4, 4), axis=1) != 0.0
+    target = first_bad_ptr + sample + tl.zeros([BLOCK // 4], tl.int32)
+    tl.atomic_min(target, evaluation.to(tl.int32), mask=bad, sem="relaxed")
 
 
 @triton.jit
-def load_branch(ptr, strides, sample, element, pixels, inside, PLAIN: tl.constexpr):
-    """One branch as fp32; `strides` are those of (sample, channel, pixel)."""
+def branch_offset(strides, sample, element, pixels, PLAIN: tl.constexpr):
+    """Where `element` of a branch lies; `strides` are those of (sample, channel, pixel)."""
     if PLAIN:
-        offset = sample * strides[0] + element
-    else:
-        offset = sample * strides[0] + element // pixels * strides[1] + element % pixels * strides[2]
-    return tl.load(ptr + offset, mask=inside).to(tl.float32)
+        return sample * strides[0] + element
+    channel, pixel = (element // pixels).to(tl.int64), (element % pixels).to(tl.int64)
+    return sample * strides[0] + channel * strides[1] + pixel * strides[2]
 
 
 def step(
@@ -154,7 +152,6 @@ def step(
             first_bad,
             numel,
             pixels,
-            state.stride(0),
             weights.stride(0),
             0 if weights.shape[1] == 1 else weights.stride(1),
             SLOTS=slots,
@@ -164,7 +161,9 @@ def step(
             PLAIN=plain,
             NOISE="given" if noise is not None else "none" if seeds is None else "drawn",
             COPIES=0 if net_input is None else net_input.shape[0] // batch,
+            INDEX=tl.int32 if numel < 2**31 - settings["BLOCK"] else tl.int64,
             BLOCK=settings["BLOCK"],
+            enable_fp_fusion=True,  # Triton's default; said here, as later versions change it
             num_warps=settings["num_warps"],
         )
 

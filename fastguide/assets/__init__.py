@@ -25,8 +25,8 @@ def load(
     The network is in evaluation mode on `device`, with weights of `dtype` (fp32, bf16 or fp16).
 
     Raises:
-        CheckpointError: there is no such model, or it is damaged, truncated, a pickle, or of another
-            version.
+        CheckpointError: there is no such model, or it is damaged, truncated, a pickle, or of
+            another version.
     """
     if isinstance(name, str) and name in bundled():
         return checkpoint.load(_HERE / name, device, dtype)

@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, worked out. The tensors are fp32 on one device.
+    """A run, worked out. The tensors lie on one device.
 
     Args:
         rows: the start, then one per update.
@@ -77,7 +77,9 @@ class Plan:
 
     @property
     def net_rows(self) -> int:
-        """Network rows that one sample costs: evaluations times conditions, less what is skipped."""
+        """Network rows that one sample costs: evaluations times conditions, less what is
+        skipped.
+        """
         return sum(len(row.pattern.conditions) for row in self.rows if row.pattern is not None)
 
     @property
@@ -94,12 +96,14 @@ def make_plan(
     clamp: tuple[float, float] | None = None,
     preview: bool = False,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Plan:
     """Multiply out a run.
 
     Args:
         clamp: bounds of the denoised image.
         preview: keep the denoised image of each evaluation in a slot named "preview".
+        dtype: of the tensors; the kernels take fp32, `fastguide.reference` fp64 too.
 
     Raises:
         ValueError: per-sample scales of different batches, a schedule that is not finite, a solver
@@ -158,9 +162,9 @@ def make_plan(
     return Plan(
         rows=tuple(rows),
         slots=slots,
-        table=table.float().to(device),
-        weights=packed.float().to(device),
-        times=torch.tensor(times, dtype=torch.float64).float().to(device),
+        table=table.to(device, dtype),
+        weights=packed.to(device, dtype),
+        times=torch.tensor(times, dtype=torch.float64).to(device, dtype),
         index=torch.arange(len(updates), device=device),
         batch=batch,
     )
@@ -172,8 +176,10 @@ def _start_std(levels: Levels, first: Level) -> float:
 
 
 def _column(source: str, slots: tuple[str, ...]) -> int:
-    return len(slots) + ("denoised", "noise").index(source) if source in ("denoised", "noise") else (
-        slots.index(source)
+    return (
+        len(slots) + ("denoised", "noise").index(source)
+        if source in ("denoised", "noise")
+        else (slots.index(source))
     )
 
 
@@ -185,7 +191,9 @@ def _check_maps(solver: Solver, update: Update, maps: dict[str, Map], written: s
             if source not in ("denoised", "noise") and source not in written:
                 raise ValueError(f"{solver} reads slot {source!r}, which was not written before")
             if not math.isfinite(coefficient):
-                raise ValueError(f"{solver} has the coefficient {coefficient} for {name} <- {source}")
+                raise ValueError(
+                    f"{solver} has the coefficient {coefficient} for {name} <- {source}"
+                )
 
 
 def _branches(

@@ -1,5 +1,5 @@
-"""Runs a plan: the network, then one `step`, as often as the plan says. Nothing in the loop waits for
-the device, and nothing in it is allocated but what the network allocates."""
+"""Runs a plan: the network, then one `step`, as often as the plan says. Nothing in the loop waits
+for the device, and nothing in it is allocated but what the network allocates."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _conditions(plan: Plan, inputs: Inputs) -> dict[tuple[Condition, ...], Any]:
     patterns = {row.pattern.conditions for row in plan.rows if row.pattern is not None}
     return {
         names: inputs.conditions[names[0]]
-        if len(names) == 1
+        if len(names) == 1 or inputs.conditions[names[0]] is None
         else tree_map(lambda *parts: torch.cat(parts), *(inputs.conditions[name] for name in names))
         for names in patterns
     }

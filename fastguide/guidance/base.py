@@ -52,8 +52,8 @@ class Term:
         if isinstance(self.amount, Tensor):
             if self.amount.ndim != 1 or not self.amount.is_floating_point():
                 raise ValueError(
-                    f"{self.name} is {self.amount.dtype} of shape {tuple(self.amount.shape)}, but a "
-                    "tensor should hold one floating-point value per sample, [B]"
+                    f"{self.name} is {self.amount.dtype} of shape {tuple(self.amount.shape)}, "
+                    "but a tensor should hold one floating-point value per sample, [B]"
                 )
             if not bool(torch.isfinite(self.amount).all()):
                 raise ValueError(f"{self.name} is {self.amount}, but it should be finite")

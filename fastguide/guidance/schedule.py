@@ -1,6 +1,7 @@
 """How a guidance weight moves over a run: factors, or scales, one value per evaluation.
 
-All read the levels of the evaluations themselves, so Heun's second stage is judged by its own level.
+All read the levels of the evaluations themselves, so Heun's second stage is judged by its own
+level.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def _check_over(over: str) -> None:
 def _progress(levels: Sequence[Level], over: Over) -> list[float]:
     """0 at the first evaluation, 1 at the last, linear in t or sigma / alpha between."""
     if over == "sigma" and math.isinf(levels[0].ratio):
-        raise ValueError("over is 'sigma', but the run starts at alpha 0, where sigma is inf; use 't'")
+        raise ValueError(
+            "over is 'sigma', but the run starts at alpha 0, where sigma is inf; use 't'"
+        )
     first, last = _position(levels[0], over), _position(levels[-1], over)
     if first == last:
         return [0.0] * len(levels)
@@ -97,7 +100,9 @@ class interval:
     def __post_init__(self) -> None:
         _check_over(self.over)
         if not self.low <= self.high:
-            raise ValueError(f"low, high are {self.low}, {self.high}, but low should not exceed high")
+            raise ValueError(
+                f"low, high are {self.low}, {self.high}, but low should not exceed high"
+            )
 
     def values(self, levels: Sequence[Level]) -> list[float]:
         return [float(self.low <= _position(at, self.over) <= self.high) for at in levels]

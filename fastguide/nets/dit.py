@@ -47,7 +47,9 @@ class DiT(nn.Module):
         time_scale: float = 1000.0,
     ) -> None:
         super().__init__()
-        self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self.config: dict[str, Any] = {
+            k: v for k, v in locals().items() if k not in ("self", "__class__")
+        }
         positive = ("channels", "patch", "width", "depth", "attention_heads", "mlp_ratio", "heads")
         for name in positive:
             if int(self.config[name]) < 1:
@@ -68,23 +70,29 @@ class DiT(nn.Module):
         self.classes, self.heads, self.negative = classes, heads, negative
         self.time_scale = time_scale
         self.patches = nn.Linear(channels * patch * patch, width)
-        self.time = nn.Sequential(nn.Linear(_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.time = nn.Sequential(
+            nn.Linear(_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+        )
         self.labels = nn.Embedding(classes + 1, width) if classes else None
         self.negative_labels = nn.Embedding(classes + 1, width) if negative else None
         self.blocks = nn.ModuleList(Block(width, attention_heads, mlp_ratio) for _ in range(depth))
         self.modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, heads * channels * patch * patch)
-        self._initialise()
+        self.initialise()
 
-    def _initialise(self) -> None:
+    def initialise(self) -> None:
+        """Draw new weights from torch's default generator."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        for linear in (self.modulation, self.out, *(b.modulation for b in self.blocks)):
-            nn.init.zeros_(linear.weight)  # adaLN-Zero: every block starts as the identity
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.out.weight)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            nn.init.zeros_(block.modulation.weight)  # adaLN-Zero: starts as the identity
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError unless the network can take images of `shape` = (C, H, W)."""

@@ -12,14 +12,17 @@ from fastguide.spacing import Levels
 
 
 def transition_std(now: Level, to: Level) -> float:
-    """Standard deviation of x_now given x_to: sqrt(sigma_now^2 - (alpha_now / alpha_to)^2 sigma_to^2)."""
+    """Standard deviation of x_now given x_to: sigma_now^2 - (alpha_now / alpha_to)^2 sigma_to^2,
+    and the root of it.
+    """
     ratio = now.alpha * to.sigma / to.alpha
     return math.sqrt(max((now.sigma - ratio) * (now.sigma + ratio), 0.0))
 
 
 @Configured
 def ddim(levels: Levels, eta: float = 0.0) -> Iterator[Update]:
-    """`x' = alpha' denoised + sqrt(sigma'^2 - s^2) eps + s n`, s = eta sigma' / sigma * transition_std.
+    """`x' = alpha' denoised + sqrt(sigma'^2 - s^2) eps + s n`, s = eta sigma' / sigma T, where T
+    is `transition_std`.
 
     eta 0 is the deterministic DDIM, Euler in x / alpha over sigma / alpha; eta 1 is ancestral
     sampling with the posterior (smaller) variance (DDIM, eq. 12 and 16).
@@ -35,8 +38,9 @@ def ddim(levels: Levels, eta: float = 0.0) -> Iterator[Update]:
 
 @Configured
 def ddpm(levels: Levels, variance: str = "small") -> Iterator[Update]:
-    """Ancestral sampling. `variance`: "small" is the posterior's (ddim with eta 1); "large" adds noise
-    of variance sigma_t|t-1^2, beta_t for consecutive timesteps (the sigma-hat rows of DDIM's table 1).
+    """Ancestral sampling. `variance`: "small" is the posterior's (ddim with eta 1); "large" adds
+    noise of variance sigma_t|t-1^2, beta_t for consecutive timesteps (the sigma-hat rows of DDIM's
+    table 1).
 
     Neither adds noise on the step to the data.
     """

@@ -14,7 +14,9 @@ from fastguide.spacing import Levels
 
 @dataclass(frozen=True)
 class _Step:
-    """One step: raised from `now` to `hat` by noise, then down to `to`; `lift` and `std` do the raise."""
+    """One step: raised from `now` to `hat` by noise, then down to `to`; `lift` and `std` do the
+    raise.
+    """
 
     hat: Level
     to: Level
@@ -22,7 +24,9 @@ class _Step:
     std: float
 
 
-def _churned(levels: Levels, churn: float, s_min: float, s_max: float, s_noise: float) -> list[_Step]:
+def _churned(
+    levels: Levels, churn: float, s_min: float, s_max: float, s_noise: float
+) -> list[_Step]:
     if churn < 0.0 or s_noise <= 0.0:
         raise ValueError(f"churn is {churn} and s_noise {s_noise}, but they should not be negative")
     steps = list(levels.steps())
@@ -30,7 +34,7 @@ def _churned(levels: Levels, churn: float, s_min: float, s_max: float, s_noise: 
     out = []
     for now, to in steps:
         hat = now
-        if gamma > 0.0 and s_min <= now.ratio <= s_max:
+        if gamma > 0.0 and s_min <= now.ratio <= s_max and now.alpha > 0.0:  # pure noise stays
             hat = levels.process.at_ratio(now.ratio * (1.0 + gamma))
         lift = 1.0 if hat is now else hat.alpha / now.alpha
         std = math.sqrt(max(hat.sigma**2 - (lift * now.sigma) ** 2, 0.0))

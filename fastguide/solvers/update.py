@@ -15,8 +15,8 @@ Map = Mapping[str, float]
 class Update:
     """Evaluate the network at level `at`, then replace slots by weighted sums of slots.
 
-    Slots are "x", "denoised" (of this evaluation), "noise" (fresh standard normals) and any name that
-    an earlier update kept. All sums read the old values.
+    Slots are "x", "denoised" (of this evaluation), "noise" (fresh standard normals) and any name
+    that an earlier update kept. All sums read the old values.
 
     Args:
         at: the level of x; None for a map of the slots without an evaluation.

@@ -1,4 +1,6 @@
-"""Training images from IDX files (MNIST's format) or from a folder of images, one subfolder a class."""
+"""Training images from IDX files (MNIST's format) or from a folder of images, one subfolder a
+class.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FASHION_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -105,23 +95,15 @@ def _from_folders(folder: Path) -> Images:
             f"data is {str(folder)!r}, but it holds neither train-images-idx3-ubyte[.gz] "
             "nor subfolders with images"
         )
-    arrays = []
+    arrays: list[np.ndarray] = []
     for path, _ in found:
         with Image.open(path) as image:
             array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
         if arrays and array.shape != arrays[0].shape:
-            raise ValueError(f"{path} is {array.shape} as (C, H, W), but {found[0][0]} is {arrays[0].shape}")
+            raise ValueError(
+                f"{path} is {array.shape} as (C, H, W), but {found[0][0]} is {arrays[0].shape}"
+            )
         arrays.append(array)
     labels = torch.tensor([index for _, index in found])
     return Images(torch.from_numpy(np.stack(arrays)), labels, tuple(g.name for g in groups))
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """Images in [-1, 1] to uint8."""
-    return ((images.float() + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def from_pixels(pixels: Tensor) -> Tensor:
-    """uint8 to fp32 in [-1, 1]."""
-    return pixels.float() / 127.5 - 1.0

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastguide.diffuse import alpha_sigma, net_input, prediction_of
 from fastguide.process import EDM, VP, Flow, Prediction
 
 
@@ -20,31 +21,16 @@ def noised(
     """
     batch = clean.shape[0]
     if isinstance(process, VP):
-        t = torch.randint(process.timesteps, (batch,), generator=generator)
-        ratio = torch.tensor(process.log_ratios, dtype=torch.float64)[t].exp()
-        alpha = (1 + ratio.square()).rsqrt()
-        t, alpha, sigma = t.float(), alpha.float(), (alpha * ratio).float()
+        t = torch.randint(process.timesteps, (batch,), generator=generator).float()
     elif isinstance(process, EDM):
         t = (torch.randn(batch, generator=generator) * 1.2 - 1.2).exp()
-        alpha, sigma = torch.ones(batch), t
     else:
         t = torch.randn(batch, generator=generator).sigmoid()
-        alpha, sigma = 1 - t, t
-    noise = torch.randn(clean.shape, generator=generator)
-    alpha, sigma = (v.view(-1, *[1] * (clean.ndim - 1)) for v in (alpha, sigma))
-    x = alpha * clean + sigma * noise
-    if prediction.name == "edm":
-        ratio, data = sigma / alpha, prediction.sigma_data
-        norm = (ratio.square() + data**2).sqrt()
-        target = (clean - data**2 / norm.square() * x / alpha) / (ratio * data / norm)
-        return x / (alpha * norm), 0.25 * ratio.flatten().log(), target
-    target = {
-        "eps": noise,
-        "x0": clean,
-        "v": alpha * noise - sigma * clean,
-        "flow": noise - clean,
-    }[prediction.name]
-    return x, t, target
+    column = t.view(-1, *[1] * (clean.ndim - 1))
+    alpha, sigma = (value.float() for value in alpha_sigma(process, column))
+    x = alpha * clean + sigma * torch.randn(clean.shape, generator=generator)
+    target = prediction_of(prediction, clean, x, alpha, sigma)
+    return *net_input(prediction, x, t, alpha, sigma), target
 
 
 def cosine_rate(step: int, steps: int, warmup: int) -> float:

@@ -1,8 +1,8 @@
 """Who sees which condition, and which head is supervised: single-pass superconditioning's batches.
 
-The idea (madebyollin, "Single-pass Superconditioning", 2025): a condition that is independent of the
-image is the same as none, so a head that is supervised only where the condition was drawn at random
-learns the unconditional prediction, in the same pass as the conditional one.
+The idea (madebyollin, "Single-pass Superconditioning", 2025): a condition that is independent of
+the image is the same as none, so a head that is supervised only where the condition was drawn at
+random learns the unconditional prediction, in the same pass as the conditional one.
 
 Rows of a shuffled batch, by fixed counts, so that no head ever goes without rows:
 
@@ -11,7 +11,7 @@ Rows of a shuffled batch, by fixed counts, so that no head ever goes without row
 | `irrelevant` | another row's | null | head 1 | E[target given x] whatever cond says |
 | `negative` | another row's | the label | head 1 | E[target given x, negative] whatever cond says |
 | `dropout` | null | null | both | unconditional: the null row of two-pass guidance |
-| the rest | the label | null or another row's | head 0 | E[target given x, cond] whatever negative says |
+| the rest | the label | null or another's | head 0 | E[target given x, cond] whatever negative |
 
 A condition rolled from another row may equal the true one. Those rows stay: the condition must be
 INDEPENDENT of the image, and an independent draw among K classes agrees once in K times. To exclude
@@ -40,8 +40,8 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it should lie in [0, 1)")
         if self.irrelevant + self.negative + self.dropout >= 1.0:
             raise ValueError(
-                f"irrelevant + negative + dropout is {self.irrelevant + self.negative + self.dropout}, "
-                "but it should be below 1"
+                "irrelevant + negative + dropout should be below 1, but they are "
+                f"{self.irrelevant}, {self.negative} and {self.dropout}"
             )
 
 
@@ -57,7 +57,9 @@ class Assignment:
 def assign(labels: Tensor, null: int, recipe: Recipe, two_conditions: bool) -> Assignment:
     """Apply `recipe` to the `labels` int64 [B] of one shuffled batch."""
     batch = labels.shape[0]
-    counts = [_count(share, batch) for share in (recipe.irrelevant, recipe.negative, recipe.dropout)]
+    counts = [
+        _count(share, batch) for share in (recipe.irrelevant, recipe.negative, recipe.dropout)
+    ]
     if sum(counts) >= batch:
         raise ValueError(f"batch is {batch}, but the recipe's groups alone take {sum(counts)} rows")
     a, b, c = counts[0], counts[0] + counts[1], sum(counts)

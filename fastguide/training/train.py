@@ -14,9 +14,11 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from fastguide import checkpoint
+from fastguide.images import from_pixels
 from fastguide.model import Model
+from fastguide.nets import DiT
 from fastguide.process import EDM, VP, Flow, Prediction
-from fastguide.training.data import Images, from_pixels
+from fastguide.training.data import Images
 from fastguide.training.objective import cosine_rate, noised
 from fastguide.training.recipe import Recipe, assign
 
@@ -57,14 +59,16 @@ class TrainConfig:
             raise ValueError(f"ema is {self.ema}, but it should lie in [0, 1)")
         for step in self.snapshots:
             if not 1 <= step <= self.steps:
-                raise ValueError(f"snapshots has {step}, but it should lie in [1, steps={self.steps}]")
+                raise ValueError(
+                    f"snapshots has {step}, but it should lie in [1, steps={self.steps}]"
+                )
 
 
 Report = Callable[[int, float], None]
 
 
 def train(
-    net: nn.Module,
+    net: DiT,
     images: Images,
     process: VP | EDM | Flow,
     prediction: Prediction,
@@ -74,8 +78,8 @@ def train(
 ) -> Model:
     """Train `net` on `images` and write the averaged model to `out`.
 
-    A run that was interrupted goes on from the last `state.safetensors` in `out`, to the same numbers
-    as one that was not. `report(step, loss)` is called after every step.
+    A run that was interrupted goes on from the last `state.safetensors` in `out`, to the same
+    numbers as one that was not. `report(step, loss)` is called after every step.
 
     Raises:
         ValueError: the network does not fit the images or the recipe, or `out` holds the state of a
@@ -88,12 +92,14 @@ def train(
             "net": net.config,
             "process": repr(process),
             "prediction": asdict(prediction),
-            "config": {k: v for k, v in asdict(config).items() if k not in ("compile", "save_every")},
+            "config": {
+                k: v for k, v in asdict(config).items() if k not in ("compile", "save_every")
+            },
             "images": list(images.pixels.shape),
         }
     )
     torch.manual_seed(config.seed)
-    net._initialise()
+    net.initialise()
     net.train()
     parameters = dict(net.named_parameters())
     average = {name: value.detach().clone() for name, value in parameters.items()}
@@ -133,10 +139,12 @@ def train(
     return checkpoint.load(out)
 
 
-def _check(net: nn.Module, images: Images, config: TrainConfig) -> None:
+def _check(net: DiT, images: Images, config: TrainConfig) -> None:
     net.check_shape(tuple(images.pixels.shape[1:]))
     if net.classes not in (0, len(images.class_names)):
-        raise ValueError(f"net has {net.classes} classes, but the data has {len(images.class_names)}")
+        raise ValueError(
+            f"net has {net.classes} classes, but the data has {len(images.class_names)}"
+        )
     if config.batch > len(images.labels):
         raise ValueError(f"batch is {config.batch}, but there are {len(images.labels)} images")
     recipe = config.recipe
@@ -145,7 +153,9 @@ def _check(net: nn.Module, images: Images, config: TrainConfig) -> None:
     if net.heads == 2 and not (recipe.irrelevant or recipe.negative):
         raise ValueError("net has heads=2, but the recipe never supervises the second one")
     if bool(recipe.negative) != net.negative:
-        raise ValueError(f"recipe.negative is {recipe.negative}, but net.negative is {net.negative}")
+        raise ValueError(
+            f"recipe.negative is {recipe.negative}, but net.negative is {net.negative}"
+        )
 
 
 def batch_indices(count: int, batch: int, seed: int, step: int) -> Tensor:
@@ -158,7 +168,7 @@ def batch_indices(count: int, batch: int, seed: int, step: int) -> Tensor:
 
 def _loss(
     forward: Callable[..., Tensor],
-    net: nn.Module,
+    net: DiT,
     images: Images,
     process: VP | EDM | Flow,
     prediction: Prediction,
@@ -177,8 +187,9 @@ def _loss(
     with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
         output = forward(x, t, cond)
     errors = [(p - target).square().flatten(1).mean(1) for p in output.float().chunk(net.heads, 1)]
-    total = sum((w * e).sum() for w, e in zip(weights, errors, strict=False))
-    return total / sum(w.sum() for w in weights[: net.heads])
+    counts = weights[: net.heads]
+    total = torch.stack([(w * e).sum() for w, e in zip(counts, errors, strict=True)]).sum()
+    return total / torch.stack(counts).sum()
 
 
 def _save_state(

@@ -1,4 +1,4 @@
-"""The command `fastguide`."""
+"""`fastguide train`: train a DiT on IDX files or a folder of images."""
 
 from __future__ import annotations
 
@@ -7,18 +7,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.callback()
-def main() -> None:
-    """Guided sampling of diffusion and flow models."""
-
-
-@app.command()
 def train(
     data: Annotated[Path, typer.Argument(help="folder with IDX files, or a subfolder per class")],
     out: Annotated[Path, typer.Argument(help="folder for the model; an interrupted run goes on")],
+    names: Annotated[str, typer.Option(help="class names, with commas, for IDX files")] = "",
     steps: int = 8000,
     batch: int = 128,
     rate: float = 1e-3,
@@ -27,7 +20,9 @@ def train(
     depth: int = 6,
     patch: int = 4,
     attention_heads: int = 6,
-    irrelevant: Annotated[float, typer.Option(help="share of rows that teach the second head")] = 0.1,
+    irrelevant: Annotated[
+        float, typer.Option(help="share of rows that teach the second head")
+    ] = 0.1,
     negative: Annotated[float, typer.Option(help="share of rows with a negative condition")] = 0.1,
     dropout: Annotated[float, typer.Option(help="share of rows without a condition")] = 0.1,
     unconditional: bool = False,
@@ -45,10 +40,8 @@ def train(
     from fastguide.process import EDM, VP, Flow, Prediction
     from fastguide.training import Recipe, TrainConfig, load_images
     from fastguide.training import train as run
-    from fastguide.training.data import FASHION_CLASSES
 
-    names = FASHION_CLASSES if "fashion" in data.name else ()
-    images = load_images(data, names=names)
+    images = load_images(data, names=tuple(filter(None, names.split(","))))
     process = {"flow": Flow(), "edm": EDM()}.get(prediction, VP("cosine"))
     second = irrelevant > 0 and not unconditional
     recipe = Recipe(irrelevant, negative, dropout) if not unconditional else Recipe(dropout=0.0)
@@ -75,7 +68,11 @@ def train(
         snapshots=tuple(snapshot or ()),
         recipe=recipe,
     )
-    columns = (TextColumn("loss {task.fields[loss]:.4f}"), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*Progress.get_default_columns()[:3], *columns) as progress:
         task = progress.add_task("training", total=steps, loss=float("nan"))
         smooth = [0.0]
@@ -85,7 +82,3 @@ def train(
             progress.update(task, completed=step, loss=smooth[0])
 
         run(net, images, process, Prediction(prediction), config, out, report)  # type: ignore[arg-type]
-
-
-if __name__ == "__main__":
-    app()

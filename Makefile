@@ -1,0 +1,65 @@
+# Everything from a bare Python (3.10 - 3.13) and a C++ compiler. The first run of a target sets up
+# .venv; later runs reinstall only what changed.
+#   make sample | test | lint | bench | quality | cuda-build | model | clean
+# TORCH chooses the torch to install, PYTHON the interpreter:
+#   make test TORCH=torch==2.12.0 PYTHON=python3.12
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+DATA ?= /usr/share/datasets/fashion-mnist
+COMPILED := $(shell find csrc -name '*.*') setup.py pyproject.toml
+
+.PHONY: sample test lint bench baseline quality cuda-build model clean
+
+sample: $(VENV)/installed
+	$(BIN)/fastguide sample fashion --out samples.png
+
+test: $(VENV)/installed
+	$(BIN)/pytest -q
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/pytest -q bench
+
+# renews bench/baseline.json, which `make bench` compares with
+baseline: $(VENV)/installed
+	$(BIN)/pytest -q bench --renew-baseline
+
+quality: $(VENV)/installed
+	$(BIN)/python bench/quality.py --data $(DATA)
+
+cuda-build:
+	PYTHON=$(PYTHON) bash scripts/cuda_build.sh
+
+# trains the bundled model again (Debian: apt-get install dataset-fashion-mnist)
+model: $(VENV)/installed
+	$(BIN)/python scripts/train_fashion.py --data $(DATA)
+
+$(VENV)/installed: $(VENV)/tools $(COMPILED)
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[test,bench]'
+	touch $@
+
+# the tools that the build needs, and the chosen torch before anything that depends on one
+$(VENV)/tools: $(VENV)/torch
+	$(BIN)/pip install --quiet 'setuptools>=77' wheel ninja pybind11
+	touch $@
+
+# the file holds the choice, so that another TORCH or PYTHON installs anew
+$(VENV)/torch: FORCE
+	@if [ "$$(cat $@ 2>/dev/null)" != "$(TORCH) $(PYTHON)" ]; then \
+	  set -e; $(PYTHON) -m venv --clear $(VENV); \
+	  echo "installing $(TORCH) into $(VENV)"; \
+	  $(BIN)/pip install --quiet '$(TORCH)' numpy; \
+	  echo "$(TORCH) $(PYTHON)" > $@; \
+	fi
+
+FORCE:
+
+clean:
+	rm -rf $(VENV) .venv-cuda build out *.egg-info fastguide/*.so

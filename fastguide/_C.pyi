@@ -1,0 +1,9 @@
+from typing import TypedDict
+
+class BuildInfo(TypedDict):
+    torch: str
+    compiler: str
+    cuda: str | None
+    openmp: bool
+
+def build_info() -> BuildInfo: ...
