@@ -9,6 +9,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?= /usr/share/datasets/fashion-mnist
+CLASSES := T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot
 COMPILED := $(shell find csrc -name '*.*') setup.py pyproject.toml
 
 .PHONY: sample test lint bench baseline quality cuda-build model clean
@@ -39,7 +40,11 @@ cuda-build:
 
 # trains the bundled model again (Debian: apt-get install dataset-fashion-mnist)
 model: $(VENV)/installed
-	$(BIN)/python scripts/train_fashion.py --data $(DATA)
+	$(BIN)/fastguide train $(DATA) out/fashion --names '$(CLASSES)' --steps 7000 --compile \
+	  --snapshot 875 --dtype fp16
+	mkdir -p bench/models/fashion-weak
+	cp out/fashion/model.* fastguide/assets/fashion/
+	cp out/fashion/snapshot-875/model.* bench/models/fashion-weak/
 
 $(VENV)/installed: $(VENV)/tools $(COMPILED)
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[test,bench]'

@@ -18,7 +18,18 @@ from fastguide.model import Model
 from fastguide.ops import noise
 from fastguide.process import EDM, VP, Flow, Level, Prediction
 from fastguide.sample import NonFiniteError, Sampler, sample
-from fastguide.solvers import Update, ddim, ddpm, euler, heun
+from fastguide.solvers import (
+    Update,
+    ddim,
+    ddpm,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    euler,
+    euler_ancestral,
+    heun,
+)
 from fastguide.spacing import Levels, karras, leading, linspace, make_levels, shifted, trailing
 
 __version__ = "0.1.0"
@@ -43,7 +54,12 @@ __all__ = [
     "cosine",
     "ddim",
     "ddpm",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m",
+    "dpmpp_3m_sde",
     "euler",
+    "euler_ancestral",
     "heun",
     "interval",
     "karras",

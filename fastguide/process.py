@@ -229,7 +229,7 @@ class Prediction:
         if alpha == 0.0:
             raise ValueError(
                 f"prediction is {self.name!r}, but at t = {level.t:g} alpha is 0, where it does "
-                "not determine the denoised image; use 'x0', 'v' or 'flow', or start below pure noise"
+                "not determine the denoised image; use x0, v or flow, or start below pure noise"
             )
         if self.name == "eps":
             return 1.0 / alpha, -sigma / alpha

@@ -117,5 +117,5 @@ def test_errors():
         plan_for(fg.Flow(), solver=hoarder)
     with pytest.raises(ValueError, match=r"batches of \[2, 3\]"):
         plan_for(fg.Flow(), fg.CFG(torch.ones(2)) + fg.CFG(torch.ones(3)))
-    with pytest.raises(ValueError, match="prediction is 'eps'.*alpha is 0"):
+    with pytest.raises(ValueError, match=r"prediction is 'eps'.*alpha is 0"):
         make_plan(fg.Prediction("eps"), fg.make_levels(fg.Flow(), 3), fg.ddim)

@@ -10,6 +10,7 @@ import torch
 import fastguide as fg
 from fastguide.nets import GaussianMixture
 from fastguide.solvers import SOLVERS, solver_by_name
+from fastguide.solvers.dpmpp import growth
 
 MEAN, STD = 0.7, 0.6
 
@@ -32,8 +33,8 @@ def flow_of_gaussian(now, to, x):
 def error(process, solver, steps):
     """Largest error at the data of runs from 9 start values, in double precision."""
     net, prediction = gaussian(process)
-    # a range of noise in which the asymptotic order shows at few steps
-    levels = fg.karras(rho=3.0, sigma_min=0.3, sigma_max=6.0).run(process, steps)
+    # a range in which the denoised image bends, so that start-up errors show at few steps too
+    levels = fg.karras(rho=3.0, sigma_min=0.2, sigma_max=1.5).run(process, steps)
     levels = fg.Levels(process, levels.points[:-1])
     start = torch.linspace(-2, 2, 9, dtype=torch.float64).unsqueeze(1)
     out = exact.run_in_fp64(levels, solver, net, prediction, start)
@@ -42,12 +43,16 @@ def error(process, solver, steps):
     return (out - flow_of_gaussian(first, last, std * start)).abs().max().item()
 
 
-@pytest.mark.parametrize(("solver", "order"), [(fg.ddim, 1), (fg.euler, 1), (fg.heun, 2)])
+@pytest.mark.parametrize(
+    ("solver", "order"),
+    [(fg.ddim, 1), (fg.euler, 1), (fg.heun, 2), (fg.dpmpp_2m, 2), (fg.dpmpp_3m, 2)],
+    ids=repr,
+)
 def test_measured_order_on_a_gaussian(process, solver, order):
     counts = [33, 65, 129]
     errors = [error(process, solver, n) for n in counts]
     for coarse, fine in pairwise(errors):
-        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.12)
+        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
     assert errors[-1] < 0.02
 
 
@@ -102,7 +107,15 @@ def test_ddpm_mean_is_the_posterior_mean():
     assert update.x["denoised"] == pytest.approx(math.sqrt(abar_to) * beta / (1 - abar), rel=1e-9)
 
 
-STOCHASTIC = [fg.ddim(eta=0.5), fg.ddpm, fg.euler(churn=20.0), fg.heun(churn=20.0)]
+STOCHASTIC = [
+    fg.ddim(eta=0.5),
+    fg.ddpm,
+    fg.euler(churn=20.0),
+    fg.heun(churn=20.0),
+    fg.euler_ancestral,
+    fg.dpmpp_2m_sde,
+    fg.dpmpp_3m_sde,
+]
 
 
 @pytest.mark.parametrize("solver", STOCHASTIC, ids=repr)
@@ -132,10 +145,65 @@ def test_last_step_lands_on_the_denoised_image(process):
         assert all(c == 0.0 for name, c in last.x.items() if name != "denoised")
 
 
+def polynomial_run(solver, degree, growths):
+    """Run `solver` where the denoised image is lambda^degree, against the exact integral."""
+    process = fg.EDM()
+    lambdas = [0.0]
+    for h in growths:
+        lambdas.append(lambdas[-1] + h)
+    levels = fg.Levels(process, tuple(process.level(math.exp(-v)) for v in lambdas))
+    slots = {"x": 0.3}
+    updates = list(solver.run(levels))
+    for update, at in zip(updates, lambdas, strict=False):
+        now = {**slots, "denoised": at**degree, "noise": 0.0}
+        slots = {
+            name: sum(c * now[source] for source, c in sources.items())
+            for name, sources in {"x": update.x, **update.keep}.items()
+        }
+        if update is updates[-2]:
+            before = slots["x"]
+    nodes = torch.linspace(lambdas[-2], lambdas[-1], 20_001, dtype=torch.float64)
+    integral = torch.trapezoid((nodes - lambdas[-1]).exp() * nodes**degree, nodes).item()
+    return slots["x"], math.exp(lambdas[-2] - lambdas[-1]) * before + integral
+
+
+def test_dpmpp_3m_is_exact_for_a_parabola():
+    """The last of unequal steps, with two evaluations behind it."""
+    growths = [0.5, 0.3, 0.4, 0.7]
+    for degree in (0, 1, 2):
+        got, want = polynomial_run(fg.dpmpp_3m, degree, growths)
+        assert got == pytest.approx(want, rel=1e-7)
+    got, want = polynomial_run(fg.dpmpp_3m(published=True), 2, growths)
+    assert got != pytest.approx(want, rel=1e-3)
+
+
+def test_dpmpp_2m_is_the_published_update():
+    vp = fg.VP("linear")
+    levels = fg.Levels(vp, tuple(map(vp.level, (800.0, 600.0, 450.0))))
+    h0, h = (growth(a, b) for a, b in levels.steps())
+    _, update = fg.dpmpp_2m.run(levels)
+    now, to = levels.points[1:]
+    gain = to.alpha * (1 - math.exp(-h))
+    half = 0.5 * h / h0
+    assert update.x == pytest.approx(
+        {"x": to.sigma / now.sigma, "denoised": gain * (1 + half), "previous": -gain * half}
+    )
+
+
+def test_euler_ancestral_is_ddpm_on_vp_levels():
+    levels = fg.trailing.run(fg.VP("linear"), 12)
+    for one, other in zip(fg.euler_ancestral.run(levels), fg.ddpm.run(levels), strict=True):
+        assert one.x == pytest.approx(other.x, rel=1e-9)
+    for one, other in zip(
+        fg.euler_ancestral(eta=0.0).run(levels), fg.ddim.run(levels), strict=True
+    ):
+        assert one.x == pytest.approx(other.x, rel=1e-9)
+
+
 def test_names_and_options():
     assert solver_by_name("ddim:eta=0.5").options == {"eta": 0.5}
     assert solver_by_name("ddpm:variance=large").options == {"variance": "large"}
-    with pytest.raises(ValueError, match="solver is 'dimm'.*ddim, ddpm, euler, heun"):
+    with pytest.raises(ValueError, match=r"solver is 'dimm'.*ddim, ddpm, .*heun"):
         solver_by_name("dimm")
     with pytest.raises(TypeError, match="ddim has no option 'eat'; its options: eta"):
         solver_by_name("ddim:eat=1")

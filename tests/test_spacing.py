@@ -69,7 +69,7 @@ def test_errors():
         fg.trailing.run(fg.Flow(), 10)
     with pytest.raises(ValueError, match="steps is 2000"):
         fg.leading.run(SD, 2000)
-    with pytest.raises(ValueError, match="'shifted'.*for Flow"):
+    with pytest.raises(ValueError, match=r"'shifted'.*for Flow"):
         fg.shifted.run(SD, 10)
     with pytest.raises(ValueError, match="shift is nan"):
         fg.shifted(shift=math.nan).run(fg.Flow(), 10)

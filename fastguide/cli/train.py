@@ -31,9 +31,11 @@ def train(
     autocast: Annotated[bool, typer.Option(help="bf16 matrix products")] = True,
     compile: Annotated[bool, typer.Option(help="torch.compile the network")] = False,
     save_every: int = 500,
+    dtype: Annotated[str, typer.Option(help="of the stored weights: fp32 or fp16")] = "fp32",
     snapshot: Annotated[list[int] | None, typer.Option(help="steps to keep a model at")] = None,
 ) -> None:
     """Train a DiT; with the defaults, one that does single-pass superconditioning and CFG."""
+    import torch
     from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from fastguide.nets import DiT
@@ -41,6 +43,9 @@ def train(
     from fastguide.training import Recipe, TrainConfig, load_images
     from fastguide.training import train as run
 
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16}
+    if dtype not in dtypes:
+        raise ValueError(f"dtype is {dtype!r}, but it should be one of {', '.join(dtypes)}")
     images = load_images(data, names=tuple(filter(None, names.split(","))))
     process = {"flow": Flow(), "edm": EDM()}.get(prediction, VP("cosine"))
     second = irrelevant > 0 and not unconditional
@@ -81,4 +86,4 @@ def train(
             smooth[0] = loss if step == 1 or not smooth[0] else 0.98 * smooth[0] + 0.02 * loss
             progress.update(task, completed=step, loss=smooth[0])
 
-        run(net, images, process, Prediction(prediction), config, out, report)  # type: ignore[arg-type]
+        run(net, images, process, Prediction(prediction), config, out, report, dtypes[dtype])  # type: ignore[arg-type]

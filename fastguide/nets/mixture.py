@@ -13,7 +13,8 @@ from fastguide.process import EDM, VP, Flow, Prediction
 
 
 class GaussianMixture:
-    """`net(x, t, cond)` for data drawn from `sum_k weight_k N(mean_k, std_k^2 I)`, computed in fp64.
+    """`net(x, t, cond)` for data drawn from `sum_k weight_k N(mean_k, std_k^2 I)`, computed in
+    fp64.
 
     Args:
         means: fp64 `[K, *shape]`.

@@ -1,11 +1,25 @@
 """Solvers: generators of `Update`s from `Levels`. An unknown name lists those there are."""
 
 from fastguide.options import by_name
-from fastguide.solvers.ddim import ddim, ddpm
+from fastguide.solvers.ddim import ddim, ddpm, euler_ancestral
+from fastguide.solvers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
 from fastguide.solvers.edm import euler, heun
 from fastguide.solvers.update import Solver, Update
 
-SOLVERS: dict[str, Solver] = {solver.name: solver for solver in (ddim, ddpm, euler, heun)}
+SOLVERS: dict[str, Solver] = {
+    solver.name: solver
+    for solver in (
+        ddim,
+        ddpm,
+        dpmpp_2m,
+        dpmpp_2m_sde,
+        dpmpp_3m,
+        dpmpp_3m_sde,
+        euler,
+        euler_ancestral,
+        heun,
+    )
+}
 
 
 def solver_by_name(name: str) -> Solver:
@@ -13,4 +27,18 @@ def solver_by_name(name: str) -> Solver:
     return by_name("solver", name, SOLVERS)
 
 
-__all__ = ["SOLVERS", "Solver", "Update", "ddim", "ddpm", "euler", "heun", "solver_by_name"]
+__all__ = [
+    "SOLVERS",
+    "Solver",
+    "Update",
+    "ddim",
+    "ddpm",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m",
+    "dpmpp_3m_sde",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "solver_by_name",
+]

@@ -37,6 +37,25 @@ def ddim(levels: Levels, eta: float = 0.0) -> Iterator[Update]:
 
 
 @Configured
+def euler_ancestral(levels: Levels, eta: float = 1.0) -> Iterator[Update]:
+    """Euler down to less noise than asked for, then fresh noise up to it (k-diffusion).
+
+    In sigma / alpha, written r: `r_up = min(r', eta sqrt(r'^2 (r^2 - r'^2) / r^2))`, and
+    `r_down = sqrt(r'^2 - r_up^2)`. With eta 1 on VP levels these are the rows of ddpm.
+    """
+    if eta < 0.0:
+        raise ValueError(f"eta is {eta}, but it should not be negative")
+    for now, to in levels.steps():
+        # r'^2 (1 - r'^2 / r^2), finite also from pure noise, where r is inf
+        share = to.ratio / now.ratio if now.alpha > 0.0 else 0.0
+        up = min(to.ratio, eta * to.ratio * math.sqrt(max(1.0 - share * share, 0.0)))
+        down = math.sqrt(max(to.ratio**2 - up**2, 0.0))
+        keep = to.alpha * down / now.sigma
+        x = {"x": keep, "denoised": to.alpha - now.alpha * keep}
+        yield Update(at=now, x={**x, "noise": to.alpha * up} if up else x)
+
+
+@Configured
 def ddpm(levels: Levels, variance: str = "small") -> Iterator[Update]:
     """Ancestral sampling. `variance`: "small" is the posterior's (ddim with eta 1); "large" adds
     noise of variance sigma_t|t-1^2, beta_t for consecutive timesteps (the sigma-hat rows of DDIM's

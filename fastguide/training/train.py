@@ -75,11 +75,13 @@ def train(
     config: TrainConfig,
     out: str | Path,
     report: Report | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Model:
     """Train `net` on `images` and write the averaged model to `out`.
 
     A run that was interrupted goes on from the last `state.safetensors` in `out`, to the same
     numbers as one that was not. `report(step, loss)` is called after every step.
+    The weights of the finished model are stored as `dtype`; those of snapshots as fp16.
 
     Raises:
         ValueError: the network does not fit the images or the recipe, or `out` holds the state of a
@@ -133,7 +135,7 @@ def train(
         if done in config.snapshots:
             checkpoint.save(out / f"snapshot-{done}", model, average, torch.float16, record)
         if done == config.steps:
-            checkpoint.save(out, model, average, training=record)
+            checkpoint.save(out, model, average, dtype, record)
         if done % config.save_every == 0 or done == config.steps:
             _save_state(out / "state.safetensors", settings, done, parameters, average, optimizer)
     return checkpoint.load(out)

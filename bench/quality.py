@@ -1,0 +1,490 @@
+"""Are single-pass guided samples as good as those of two passes? Judged by a classifier.
+
+For every mode and scale: the share of samples that the classifier assigns to the requested class,
+the Frechet distance of its features to those of the whole real test set, and the time of a sample.
+Beside them: that distance for as many real train images, bf16 against fp32, and what a negative
+condition does. Results are written after every row; `--resume` goes on where a run was stopped.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import classifier
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+import fastguide as fg
+from fastguide.checkpoint import write_atomic
+from fastguide.images import to_pixels
+from fastguide.training.data import Images, load_images
+
+MODES = {
+    "unguided": lambda scale: None,
+    "cfg": fg.CFG,
+    "superconditioning": fg.Superconditioning,
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PAIRS = (
+    ("Shirt", "T-shirt/top"),
+    ("Shirt", "Coat"),
+    ("Pullover", "Coat"),
+    ("Coat", "Pullover"),
+    ("Sneaker", "Sandal"),
+    ("Ankle boot", "Sneaker"),
+)
+PAIR_SCALE = 3.0
+BATCH = 250
+DRAWS = 20  # of real train images
+NOTES = {
+    "accuracy": "share of samples that the classifier assigns to the requested class",
+    "frechet": "Frechet distance of the classifier's 128 features, samples to the whole test set",
+    "frechet_error": "standard error of frechet: delete-one-group jackknife over "
+    f"{classifier.GROUPS} class-balanced groups of seeds; frechet_left_out has its values",
+    "reference": "frechet of disjoint, class-balanced random draws of train images without "
+    "replacement, each as large as a row's samples: their mean, and as noise their sample standard "
+    "deviation. The classifier has seen these images, not the test set",
+    "difference_error": "jackknife over the same groups of the difference itself: the modes share "
+    "seeds and labels",
+}
+HERE = Path(__file__).resolve().parent
+DATA, CACHE = Path("/usr/share/datasets/fashion-mnist"), HERE.parent / "out"
+OUT = HERE / "results" / "quality"
+console = Console()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all rows share."""
+
+    model: fg.Model
+    judge: classifier.Classifier
+    frechet: classifier.FrechetTo
+    samples: int
+    steps: int
+    seed: int
+
+    @property
+    def labels(self) -> Tensor:
+        """0, 1, ..., 9, 0, 1, ...: every class equally often."""
+        return torch.arange(self.samples) % len(self.model.class_names)
+
+    def sampler(self, mode: str, scale: float, model: fg.Model | None = None) -> fg.Sampler:
+        return fg.Sampler(model or self.model, MODES[mode](scale), steps=self.steps)
+
+    def draw(
+        self,
+        samplers: Sequence[fg.Sampler],
+        labels: Tensor,
+        what: str,
+        negative: int | None = None,
+    ) -> list[tuple[Tensor, float]]:
+        """(pixels, seconds per sample) of each sampler; they take turns, batch by batch."""
+        pixels: list[list[Tensor]] = [[] for _ in samplers]
+        seconds = [0.0] * len(samplers)
+        for sampler in samplers:
+            sampler(labels[:1])  # the first call of all is slower
+        starts = range(0, len(labels), BATCH)
+        for start in track(starts, what, console=console, transient=True):
+            part = labels[start : start + BATCH]
+            seeds = range(self.seed + start, self.seed + start + len(part))
+            for i, sampler in enumerate(samplers):
+                began = time.perf_counter()
+                images = sampler(part, seeds, negative)
+                seconds[i] += time.perf_counter() - began
+                pixels[i].append(to_pixels(images))
+        return [(torch.cat(p), s / len(labels)) for p, s in zip(pixels, seconds, strict=True)]
+
+    def figures(self, pixels: Tensor, seconds: float) -> dict[str, Any]:
+        features, found = self.judge.judge(pixels)
+        left_out = self.frechet.leave_out(features, len(self.model.class_names))
+        return {
+            "accuracy": float((found == self.labels).double().mean()),
+            "frechet": self.frechet(features),
+            "frechet_error": classifier.jackknife_error(left_out),
+            "seconds_per_sample": seconds,
+            "frechet_left_out": left_out,
+        }
+
+
+def measure_row(bench: Bench, mode: str, scale: float) -> dict[str, Any]:
+    """One mode at one scale."""
+    drawn = bench.draw([bench.sampler(mode, scale)], bench.labels, f"{mode} {scale:g}")
+    row = {"mode": mode, "scale": scale, **bench.figures(*drawn[0])}
+    accuracy, distance, seconds = _cells(row)
+    console.print(f"{mode} {scale:g}: {accuracy} right, Frechet {distance}, {seconds} s / sample")
+    return row
+
+
+def measure_dtypes(bench: Bench, models: dict[str, fg.Model], scale: float) -> dict[str, Any]:
+    """Single-pass in fp32 and in bf16: the same seeds, the batches in turns."""
+    mode = "superconditioning"
+    samplers = [bench.sampler(mode, scale, model) for model in models.values()]
+    drawn = bench.draw(samplers, bench.labels, f"{' and '.join(models)}, {mode} {scale:g}")
+    rows = {name: bench.figures(*one) for name, one in zip(models, drawn, strict=True)}
+    speedup = rows["fp32"]["seconds_per_sample"] / rows["bf16"]["seconds_per_sample"]
+    return {"mode": mode, "scale": scale, **rows, "bf16_speedup": speedup}
+
+
+def measure_pair(
+    bench: Bench, mode: str, pair: tuple[str, str], negative: bool, samples: int
+) -> dict[str, Any]:
+    """Samples of the pair's first class, with its second as negative condition or with none."""
+    wanted, other = (bench.model.class_names.index(name) for name in pair)
+    what = f"{pair[0]}, negative {pair[1] if negative else 'null'}, {mode}"
+    labels = torch.full((samples,), wanted)
+    sampler = bench.sampler(mode, PAIR_SCALE)
+    pixels, _ = bench.draw([sampler], labels, what, other if negative else None)[0]
+    found = bench.judge.judge(pixels)[1]
+    return {
+        "mode": mode,
+        "class": pair[0],
+        "negative": pair[1],
+        "given": negative,
+        "scale": PAIR_SCALE,
+        "samples": samples,
+        "as_class": float((found == wanted).double().mean()),
+        "as_negative": float((found == other).double().mean()),
+    }
+
+
+def measure_reference(bench: Bench, train: Images) -> dict[str, Any]:
+    """The distance of real train images to the test set, and how much it varies."""
+    draws = classifier.balanced_draws(train.labels, bench.samples, DRAWS)
+    if len(draws) < 2:
+        raise ValueError(
+            f"samples is {bench.samples}, but the train images should give two disjoint draws of it"
+        )
+    draws = track(draws, "train images", console=console, transient=True)
+    values = [bench.frechet(bench.judge.judge(train.pixels[index])[0]) for index in draws]
+    return {
+        "frechet": statistics.mean(values),
+        "noise": statistics.stdev(values),
+        "draws": values,
+    }
+
+
+def _key(pair: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(pair[name] for name in ("class", "negative", "mode", "given", "samples"))
+
+
+def compare(rows: list[dict[str, Any]], noise: float) -> dict[str, Any]:
+    """The best scale of each mode by Frechet distance, and single-pass minus two-pass."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["mode"] not in best or row["frechet"] < best[row["mode"]]["frechet"]:
+            best[row["mode"]] = row
+    result: dict[str, Any] = {
+        mode: {key: row[key] for key in ("scale", "frechet", "frechet_error", "accuracy")}
+        for mode, row in best.items()
+    }
+    if {"cfg", "superconditioning"} <= set(best):
+        one, two = best["superconditioning"], best["cfg"]
+        pairs = zip(one["frechet_left_out"], two["frechet_left_out"], strict=True)
+        difference = one["frechet"] - two["frechet"]
+        result["difference"] = difference
+        result["difference_in_noise"] = difference / noise
+        result["difference_error"] = classifier.jackknife_error([a - b for a, b in pairs])
+    return result
+
+
+def main_table(results: dict[str, Any]) -> Table:
+    reference = results["reference"]
+    table = Table(
+        title=f"{results['settings']['samples']} samples a row, the same seeds and labels"
+    )
+    for name in ("mode", "scale", "accuracy", "Frechet distance", "s / sample"):
+        table.add_column(name, justify="left" if name == "mode" else "right")
+    for row in results["rows"]:
+        table.add_row(row["mode"], f"{row['scale']:g}", *_cells(row))
+    table.add_section()
+    dtypes = results.get("dtypes")
+    for name in DTYPES if dtypes else ():
+        table.add_row(f"{dtypes['mode']}, {name}", f"{dtypes['scale']:g}", *_cells(dtypes[name]))
+    if dtypes:
+        table.add_row("bf16 is faster by", "", "", "", f"{dtypes['bf16_speedup']:.2f} x")
+        table.add_section()
+    accuracy = results["classifier"]["test_accuracy"]
+    distance = f"{reference['frechet']:.4f} +- {reference['noise']:.4f}"
+    table.add_row("real test images", "", f"{accuracy:.2%}", "", "")
+    table.add_row("real train images", "", "", distance, "")
+    return table
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
+    distance = f"{row['frechet']:.4f} +- {row['frechet_error']:.4f}"
+    return f"{row['accuracy']:.2%}", distance, f"{row['seconds_per_sample']:.4f}"
+
+
+def pair_table(pairs: list[dict[str, Any]]) -> Table:
+    samples = pairs[-1]["samples"]
+    pairs = [pair for pair in pairs if pair["samples"] == samples]
+    table = Table(title=f"Negative condition at scale {PAIR_SCALE:g}, {samples} samples each")
+    for name in ("class", "negative", "mode"):
+        table.add_column(name)
+    for name in ("as negative: null", "given", "as class: null", "given"):
+        table.add_column(name, justify="right")
+    cells = {(p["class"], p["negative"], p["mode"], p["given"]): p for p in pairs}
+    for (wanted, other, mode, given), row in cells.items():
+        without = cells.get((wanted, other, mode, False))
+        if given and without:
+            shares = (without["as_negative"], row["as_negative"])
+            shares += (without["as_class"], row["as_class"])
+            table.add_row(wanted, other, mode, *(f"{share:.1%}" for share in shares))
+    return table
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Frechet distance and accuracy over the scale, one line a mode."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = {"cfg": "CFG, two passes", "superconditioning": "superconditioning, one pass"}
+    looks = {"cfg": ("#0072b2", "o"), "superconditioning": ("#d55e00", "s")}
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    start = [row for row in results["rows"] if row["mode"] == "unguided"]
+    for mode, name in names.items():
+        rows = [row for row in results["rows"] if row["mode"] == mode]
+        if not rows:
+            continue
+        rows = sorted(start + rows, key=lambda row: row["scale"])
+        scales = [row["scale"] for row in rows]
+        colour, marker = looks[mode]
+        look = {"color": colour, "marker": marker, "label": name, "markersize": 5}
+        errors = [row["frechet_error"] for row in rows]
+        left.errorbar(scales, [row["frechet"] for row in rows], errors, capsize=2, **look)
+        right.plot(scales, [100 * row["accuracy"] for row in rows], **look)
+    for row in start:
+        look = {"color": "black", "marker": "D", "linestyle": "none", "label": "unguided"}
+        left.plot([1.0], [row["frechet"]], zorder=3, **look)
+        right.plot([1.0], [100 * row["accuracy"]], zorder=3, **look)
+    mean, noise = results["reference"]["frechet"], results["reference"]["noise"]
+    count = len(results["reference"]["draws"])
+    left.axhline(mean, color="gray", linestyle="--", label=f"train images, +- SD of {count} draws")
+    left.axhspan(mean - noise, mean + noise, color="gray", alpha=0.3, linewidth=0)
+    right.axhline(
+        100 * results["classifier"]["test_accuracy"],
+        color="gray",
+        linestyle="--",
+        label="real test images",
+    )
+    left.set(xlabel="scale", ylabel="Frechet distance to the test set", ylim=(0, None))
+    right.set(xlabel="scale", ylabel="classified as requested, %")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    pyplot.close(figure)
+    write_atomic(path, buffer.getvalue())
+
+
+def report(results: dict[str, Any]) -> None:
+    """Print all tables and the comparison of the best scales."""
+    console.print(main_table(results))
+    if results.get("pairs"):
+        console.print(pair_table(results["pairs"]))
+    best = results["best"]
+    for mode in MODES:
+        if mode in best:
+            row = best[mode]
+            distance = f"{row['frechet']:.4f} +- {row['frechet_error']:.4f}"
+            console.print(f"best {mode}: scale {row['scale']:g}, Frechet distance {distance}")
+    if "difference" in best:
+        noise = f"noise {results['reference']['noise']:.4f}: SD of the train draws"
+        console.print(
+            f"single-pass minus two-pass: {best['difference']:+.4f} +- "
+            f"{best['difference_error']:.4f} = {best['difference_in_noise']:+.2f} noise ({noise})"
+        )
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git
+        return None
+    return done.stdout.strip() or None
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(found, platform.processor())
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "fastguide": fg.__version__,
+        "commit": _commit(),
+    }
+
+
+def _start(path: Path, settings: dict[str, Any], arguments: dict[str, Any], resume: bool) -> dict:
+    """New results, or those at `path` to go on with."""
+    run = {**_machine(), "arguments": arguments}
+    if not resume or not path.is_file():
+        return {**run, "settings": settings, "notes": NOTES, "rows": [], "pairs": []}
+    results = json.loads(path.read_text())
+    for name, value in settings.items():
+        there = results["settings"].get(name)
+        if there != value:
+            raise ValueError(f"{name} is {value!r}, but to resume {path} it should be {there!r}")
+    results.setdefault("resumed", []).append(run)
+    return results
+
+
+def _load_data(folder: Path, model: fg.Model) -> tuple[Images, Images]:
+    """The train and the test images, with the model's class names."""
+    train, test = (load_images(folder, split, model.class_names) for split in ("train", "t10k"))
+    if train.class_names != model.class_names or not any(folder.glob("t10k-*")):
+        raise ValueError(
+            f"data is {str(folder)!r}, but it should hold IDX files of train and t10k images with "
+            f"the {len(model.class_names)} classes of the model"
+        )
+    if tuple(test.pixels.shape[1:]) != model.shape:
+        raise ValueError(
+            f"data is {str(folder)!r} with images {tuple(test.pixels.shape[1:])}, but the model "
+            f"samples {model.shape}"
+        )
+    return train, test
+
+
+def _choices(modes: str, scales: str) -> tuple[list[str], list[tuple[str, float]]]:
+    """The modes, and the rows: (mode, scale), with scale 1 only as the unguided one."""
+    names = list(dict.fromkeys(modes.split(",")))
+    for name in names:
+        if name not in MODES:
+            raise ValueError(f"modes has {name!r}, but it should be of {', '.join(MODES)}")
+    try:
+        values = sorted({float(part) for part in scales.split(",")})
+    except ValueError:
+        raise ValueError(f"scales is {scales!r}, but it should be numbers as in 1,2,3") from None
+    guided = [name for name in names if name != "unguided"]
+    rows = [(name, scale) for name in guided for scale in values if scale != 1.0]
+    return names, [("unguided", 1.0)] * ("unguided" in names) + rows
+
+
+def _check(model: fg.Model, modes: Sequence[str], samples: int, pair_samples: int) -> None:
+    size = len(model.class_names) * classifier.GROUPS
+    if samples < size or samples % size:
+        raise ValueError(
+            f"samples is {samples}, but it should be a multiple of {size}: "
+            f"{len(model.class_names)} classes x {classifier.GROUPS} jackknife groups"
+        )
+    if "superconditioning" in modes and model.heads != 2:
+        raise ValueError("modes has superconditioning, but the model has no second head")
+    if pair_samples and "superconditioning" in modes and not model.negative:
+        raise ValueError(
+            f"pair_samples is {pair_samples}, but the model takes no negative condition; it should "
+            "be 0"
+        )
+    missing = {name for pair in PAIRS for name in pair} - set(model.class_names)
+    if pair_samples and missing:
+        raise ValueError(
+            f"pair_samples is {pair_samples}, but the model has no class {', '.join(missing)}; it "
+            "should be 0"
+        )
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(help=__doc__)
+def quality(
+    model: Annotated[str, typer.Option(help="name of a bundled model, or a folder")] = "fashion",
+    modes: Annotated[str, typer.Option(help="some of these")] = ",".join(MODES),
+    scales: Annotated[str, typer.Option(help="1 is the unguided one")] = "1,1.5,2,3,4,5",
+    samples: Annotated[int, typer.Option(help="of a row; a multiple of 100")] = 2000,
+    steps: int = 25,
+    dtype: Annotated[str, typer.Option(help="of the network: fp32 or bf16")] = "fp32",
+    pair_samples: Annotated[int, typer.Option(help="of a negative pair; 0 for none")] = 300,
+    seed_offset: Annotated[int, typer.Option(help="the first seed")] = 0,
+    data: Annotated[Path, typer.Option(help="folder with Fashion-MNIST's IDX files")] = DATA,
+    cache: Annotated[Path, typer.Option(help="folder of the classifier")] = CACHE,
+    out: Annotated[Path, typer.Option(help="results, less .json and .png")] = OUT,
+    resume: Annotated[bool, typer.Option(help="keep the rows that are there")] = False,
+) -> None:
+    chosen, wanted = _choices(modes, scales)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, but it should be one of {', '.join(DTYPES)}")
+    loaded = fg.load(model, dtype=DTYPES[dtype])
+    _check(loaded, chosen, samples, pair_samples)
+    train, test = _load_data(data, loaded)
+    judge = classifier.load_or_train(cache, train, test)
+    frechet = classifier.FrechetTo(judge.judge(test.pixels)[0])
+    bench = Bench(loaded, judge, frechet, samples, steps, seed_offset)
+    settings = {
+        "samples": samples,
+        "steps": steps,
+        "dtype": dtype,
+        "seed_offset": seed_offset,
+        "model_sha256": classifier.digest(loaded.net),
+        "classifier_sha256": judge.about["sha256"],
+    }
+    arguments = {"model": model, "modes": modes, "scales": scales, "pair_samples": pair_samples}
+    path = out.with_name(f"{out.name}.json")
+    results = _start(path, settings, {**arguments, **settings, "data": str(data)}, resume)
+    results["classifier"] = judge.about
+
+    def keep() -> None:
+        write_atomic(path, (json.dumps(results, indent=1) + "\n").encode())
+
+    if "reference" not in results:
+        results["reference"] = measure_reference(bench, train)
+        keep()
+    rows: list[dict[str, Any]] = results["rows"]
+    for mode, scale in wanted:
+        if (mode, scale) not in {(row["mode"], row["scale"]) for row in rows}:
+            rows.append(measure_row(bench, mode, scale))
+            rows.sort(key=lambda row: (list(MODES).index(row["mode"]), row["scale"]))
+            keep()
+    results["best"] = best = compare(rows, results["reference"]["noise"])
+    if "superconditioning" in chosen and "superconditioning" in best:
+        scale = best["superconditioning"]["scale"]
+        if results.get("dtypes", {}).get("scale") != scale:
+            models = {name: fg.load(model, dtype=kind) for name, kind in DTYPES.items()}
+            results["dtypes"] = measure_dtypes(bench, models, scale)
+            keep()
+    pairs: list[dict[str, Any]] = results["pairs"]
+    for pair in PAIRS if pair_samples else ():
+        for mode in chosen:
+            for given in (False, True):
+                key = (*pair, mode, given, pair_samples)
+                if mode != "unguided" and key not in {_key(row) for row in pairs}:
+                    pairs.append(measure_pair(bench, mode, pair, given, pair_samples))
+                    keep()
+    keep()
+    plot(results, out.with_name(f"{out.name}.png"))
+    report(results)
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        sys.exit(f"quality: {error}")

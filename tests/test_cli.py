@@ -1,0 +1,113 @@
+"""The command line, run as a user runs it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from test_training import write_idx
+
+import fastguide as fg
+from fastguide.cli.sample import parse_classes, parse_schedule, parse_seeds
+from fastguide.nets import DiT
+
+
+def fastguide(*arguments):
+    command = [sys.executable, "-c", "from fastguide.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    net = DiT(width=24, depth=1, attention_heads=2, classes=3, heads=2, negative=True)
+    folder = tmp_path_factory.mktemp("model")
+    names = ("Red", "Green", "Blue")
+    fg.save(folder, fg.Model(net, fg.Flow(), fg.Prediction("flow"), (1, 8, 8), 3, 2, True, names))
+    return folder
+
+
+def test_sample_makes_a_grid(model, tmp_path):
+    out = tmp_path / "grid.png"
+    done = fastguide("sample", model, "--out", out, "--seeds", "0-6", "--steps", 2, "--batch", 4)
+    assert done.returncode == 0, done.stderr
+    assert "7 images, 2 steps of ddim, 2 network rows each" in done.stdout
+    with Image.open(out) as image:
+        assert image.size == (3 * (24 + 2) + 2, 3 * (24 + 14 + 2) + 2)  # a column per class
+
+
+def test_sample_makes_one_file_per_seed(model, tmp_path):
+    options = [
+        "--guidance",
+        "cfg",
+        "--schedule",
+        "interval:0.3,3",
+        "--solver",
+        "heun",
+        "--steps",
+        3,
+    ]
+    options += ["--classes", "blue,0", "--negative", "green", "--seeds", "3,9"]
+    done = fastguide("sample", model, "--out", tmp_path / "many", *options)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "many").iterdir()) == ["000003.png", "000009.png"]
+    loaded = fg.load(model)
+    guidance = fg.CFG(3.0, fg.interval(0.3, 3.0))
+    x = fg.sample(loaded, [2, 0], guidance, fg.heun, 3, [3, 9], negative=[1, 1])
+    pixels = ((x[1, 0] + 1) * 127.5).round().clamp(0, 255)
+    with Image.open(tmp_path / "many" / "000009.png") as image:
+        assert list(image.getdata()) == pixels.flatten().int().tolist()
+
+
+def test_train_then_sample(tmp_path):
+    write_idx(tmp_path, count=40)
+    options = ["--steps", 3, "--batch", 16, "--width", 24, "--depth", 1, "--patch", 2]
+    options += ["--attention-heads", 2, "--names", "a,b,c"]
+    done = fastguide("train", tmp_path, tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr
+    assert "loss" in done.stdout
+    done = fastguide("sample", tmp_path / "out", "--out", tmp_path / "x.png", "--seeds", "0-2")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--classes", "Purple"], "classes has 'Purple', but the classes are Red, Green, Blue"),
+        (["--solver", "eulr"], "solver is 'eulr', but it should be one of ddim"),
+        (["--steps", "0"], "steps is 0"),
+        (["--seeds", "5-3"], "seeds is '5-3'"),
+        (["--schedule", "interval:1"], "schedule is 'interval:1'"),
+        (["--guidance", "cgf"], "guidance is 'cgf'"),
+        (["--dtype", "int8"], "dtype is 'int8'"),
+        (["--scale", "nan"], "scale is nan"),
+        (["--negative", "Red,Blue"], "negative is 'Red,Blue'"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(model, tmp_path, arguments, message):
+    done = fastguide("sample", model, "--out", tmp_path / "no.png", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "no.png").exists()
+
+
+def test_info_says_what_is_there_and_what_is_missing():
+    done = fastguide("info")
+    assert done.returncode == 0, done.stderr
+    assert fg.__version__ in done.stdout
+    assert torch.__version__ in done.stdout
+    if torch.version.cuda is None:
+        assert "missing: GPU support" in done.stdout
+
+
+def test_parsers(model):
+    assert parse_seeds("0-3, 7") == [0, 1, 2, 3, 7]
+    loaded = fg.load(model)
+    assert parse_classes("classes", "green, 2", loaded) == [1, 2]
+    assert parse_classes("classes", "all", loaded) == [0, 1, 2]
+    assert parse_classes("classes", "none", loaded) == []
+    assert parse_schedule("linear:3,1") == fg.linear(3.0, 1.0)
+    assert parse_schedule("cosine") == fg.cosine()

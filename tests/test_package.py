@@ -1,0 +1,124 @@
+"""What must hold of the package as a whole: imports, dependencies, the build."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastguide as fg
+from fastguide._C import build_info
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(fg.__file__).parent
+
+
+def imports(path):
+    """Modules that a file imports at its top level or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+# cli -> sample -> engine -> {guidance, solvers, process}, and engine -> ops -> kernels
+FORBIDDEN = {
+    "guidance": ["fastguide.ops", "fastguide.kernels", "fastguide.solvers", "fastguide.engine"],
+    "solvers": [
+        "fastguide.ops",
+        "fastguide.kernels",
+        "fastguide.guidance",
+        "fastguide.engine",
+        "torch",
+    ],
+    "nets": ["fastguide.engine", "fastguide.ops", "fastguide.sample"],
+    "engine": ["fastguide.sample", "fastguide.cli", "fastguide.nets"],
+    "training": ["fastguide.engine", "fastguide.sample", "fastguide.cli"],
+}
+
+
+@pytest.mark.parametrize("part", sorted(FORBIDDEN))
+def test_dependencies_point_one_way(part):
+    for path in (PACKAGE / part).rglob("*.py"):
+        for module in imports(path):
+            for other in FORBIDDEN[part]:
+                assert module != other, f"{path} imports {module}"
+                assert not module.startswith(other + "."), f"{path} imports {module}"
+
+
+def test_import_is_light():
+    """No Triton without a GPU, none of the optional libraries, no command-line ones."""
+    code = "import fastguide, sys; print(*sorted(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(out.stdout.split())
+    for heavy in ("triton", "matplotlib", "scipy", "typer", "rich", "PIL"):
+        assert heavy not in loaded
+
+
+def test_nothing_unpickles():
+    for path in PACKAGE.rglob("*.py"):
+        modules = imports(path)
+        assert not {"pickle", "torch.load", "joblib", "dill"} & modules, path
+        assert "torch.load(" not in path.read_text(), path
+
+
+def test_no_host_sync_in_the_loop():
+    """Nothing in the loop asks a tensor for its value; the only such line is at the end of a
+    run.
+    """
+    banned = {"item", "tolist", "cpu", "numpy", "nonzero", "all", "any"}
+    tree = ast.parse((PACKAGE / "engine" / "run.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            assert node.func.attr not in banned, ast.unparse(node)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in {"float", "int", "bool"}, ast.unparse(node)
+
+
+def test_build_info():
+    info = build_info()
+    assert info["openmp"]
+    assert info["torch"] == torch.__version__.split("+")[0]
+    assert (info["cuda"] is None) == (torch.version.cuda is None)
+
+
+def test_cpu_kernels_are_built_for_more_than_the_oldest_cpu():
+    library = next(PACKAGE.glob("_C*.so")).read_bytes()
+    if os.uname().machine == "x86_64":
+        assert b"arch_x86_64_v4" in library or b"avx512f" in library
+        assert b"arch_x86_64_v3" in library or b"avx2" in library
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("2", "FASTGUIDE_CUDA is '2'"), ("1", "FASTGUIDE_CUDA is 1, but")],
+)
+def test_the_build_says_what_it_lacks(setting, message):
+    if setting == "1" and torch.version.cuda is not None:
+        pytest.skip("this torch has CUDA, so the setting is right")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=ROOT,
+        env={**os.environ, "FASTGUIDE_CUDA": setting},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_setup_stays_short():
+    assert len((ROOT / "setup.py").read_text().splitlines()) < 60
+
+
+def test_version_is_stated_once():
+    import importlib.metadata
+
+    assert importlib.metadata.version("fastguide") == fg.__version__
