@@ -396,6 +396,8 @@ def _check(model: fg.Model, modes: Sequence[str], samples: int, pair_samples: in
             f"samples is {samples}, but it should be a multiple of {size}: "
             f"{len(model.class_names)} classes x {classifier.GROUPS} jackknife groups"
         )
+    if pair_samples < 0:
+        raise ValueError(f"pair_samples is {pair_samples}, but it should be 0 or more")
     if "superconditioning" in modes and model.heads != 2:
         raise ValueError("modes has superconditioning, but the model has no second head")
     if pair_samples and "superconditioning" in modes and not model.negative:

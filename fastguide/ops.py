@@ -7,14 +7,15 @@ an op first runs on a GPU.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import fastguide._C  # noqa: F401  registers the schemas and the CPU kernels
 from fastguide import table as _table
+from fastguide._C import build_info  # loading it registers the schemas and the compiled kernels
 
 _PREDICTION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _STREAM = 2**32 - 1  # evaluations are counted in 32 bits; 0 is the start
@@ -55,11 +56,13 @@ def noise(
         raise ValueError(f"shape is {tuple(shape)}, but every side should be 1 or more")
     if not 0 <= evaluation <= _STREAM:
         raise ValueError(f"evaluation is {evaluation}, but it should lie in [0, 2^32)")
+    if torch.device(device).type == "cuda" and build_info()["cuda"] is None:
+        raise RuntimeError(
+            f"device is {device}, but fastguide was built without CUDA kernels; "
+            "`fastguide info` says how to get them"
+        )
     rows = as_seeds(seeds, device)
-    numel = 1
-    for side in shape:
-        numel *= int(side)
-    return torch.ops.fastguide.noise(rows, evaluation, numel).reshape(-1, *shape)
+    return torch.ops.fastguide.noise(rows, evaluation, math.prod(shape)).reshape(-1, *shape)
 
 
 def step(

@@ -1,4 +1,4 @@
-"""Every Triton kernel compiled for sm_80 and sm_90, as its launcher would, on a machine without a GPU.
+"""Every Triton kernel compiled for sm_80 and sm_90 by its own launcher; needs no GPU.
 
 `pytest -rP tests/test_triton_compile.py` prints the registers of each case.
 """
@@ -6,11 +6,13 @@
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import triton
+from fastguide.kernels import tuning
 from fastguide.kernels.step import step, step_kernel
 from test_step import make
 from triton.backends.compiler import GPUTarget
@@ -21,7 +23,6 @@ from fastguide import ops
 
 ARCHITECTURES = (80, 90)
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
-THREADS = 128  # num_warps 4; 4 elements each
 
 # slots, branches, dtype, noise, layout of the branches, copies of the next input
 CASES = [
@@ -48,6 +49,11 @@ CASES = [
 ]
 
 
+def name(case) -> str:
+    """The case as pytest prints it."""
+    return "-".join(str(value).removeprefix("torch.") for value in case)
+
+
 class NoGPU:
     """What Triton asks of its driver in order to compile."""
 
@@ -66,38 +72,41 @@ class NoGPU:
 
 @pytest.fixture(params=ARCHITECTURES, ids=lambda architecture: f"sm_{architecture}")
 def compiled(request, monkeypatch):
-    """`compiled(case, shape)`: the kernel that the launcher of `step` would run."""
+    """`compiled(*arguments)`: the kernel that the launcher `step` would run on these arguments."""
     kernels = []
     run = JITFunction.run
 
     def compile_only(self, *arguments, grid, warmup, **settings):
         kernels.append(run(self, *arguments, grid=grid, warmup=True, **settings))
 
-    monkeypatch.setattr(driver, "_active", NoGPU(request.param))
-    monkeypatch.setattr(JITFunction, "run", compile_only)
-
-    def compile_step(case, shape=(2, 4, 16, 16), reads=None, writes=None):
-        slots, branches, dtype, noise, layout, copies = case
-        inputs = make(slots, branches, shape, dtype, layout)
-        everything = (1 << slots) - 1
-        step(
-            ops.as_planes(inputs["state"], 2),
-            [ops.as_planes(branch, 1) for branch in inputs["branches"]],
-            inputs["weights"],
-            inputs["table"],
-            inputs["evaluation"],
-            torch.arange(shape[0]) if noise == "drawn" else None,
-            ops.as_planes(torch.empty(shape), 1) if noise == "given" else None,
-            ops.as_planes(torch.empty(copies * shape[0], *shape[1:], dtype=dtype), 1)
-            if copies
-            else None,
-            inputs["first_bad"],
-            everything if reads is None else reads,
-            everything if writes is None else writes,
-        )
+    def launch(*arguments):
+        step(*arguments)
         return kernels.pop()
 
-    return compile_step
+    monkeypatch.setattr(driver, "_active", NoGPU(request.param))
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    return launch
+
+
+def arguments(case, shape=(2, 4, 16, 16), reads=0xFF, writes=0xFF):
+    """The launcher's arguments for a case; 16 divides every size and address for this shape."""
+    slots, branches, dtype, noise, layout, copies = case
+    inputs = make(slots, branches, shape, dtype, layout)
+    return (
+        ops.as_planes(inputs["state"], 2),
+        [ops.as_planes(branch, 1) for branch in inputs["branches"]],
+        inputs["weights"],
+        inputs["table"],
+        inputs["evaluation"],
+        torch.arange(shape[0]) if noise == "drawn" else None,
+        ops.as_planes(torch.empty(shape), 1) if noise == "given" else None,
+        ops.as_planes(torch.empty(copies * shape[0], *shape[1:], dtype=dtype), 1)
+        if copies
+        else None,
+        inputs["first_bad"],
+        reads,
+        writes,
+    )
 
 
 def resources(kernel, folder) -> dict[str, int]:
@@ -112,82 +121,68 @@ def resources(kernel, folder) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
 
 
-def accesses(kernel) -> dict[str, int]:
+def accesses(kernel) -> Counter[str]:
     """How often each kind of access to global memory occurs in the PTX: {"ld v4.b32": 3, ...}."""
     found = re.findall(r"\b(ld|st)\.global\S*?\.((?:v\d\.)?[bfus]\d+)", kernel.asm["ptx"])
-    kinds = [f"{direction} {kind}" for direction, kind in found]
-    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+    return Counter(f"{direction} {kind}" for direction, kind in found)
+
+
+def check_resources(kernel, limit, folder):
+    used = resources(kernel, folder)
+    print(f"{used['REG']} registers")
+    assert (used["STACK"], used["LOCAL"]) == (0, 0)  # where spills lie
+    assert used["REG"] <= limit
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 16, 16), (2, 3, 5, 7)], ids=["aligned", "odd"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=name)
 def test_step_fits_in_registers(case, shape, compiled, tmp_path):
-    kernel = compiled(case, shape)
-    used = resources(kernel, tmp_path)
-    print(f"{used['REG']} registers")
-    assert (used["STACK"], used["LOCAL"]) == (0, 0)  # spills lie on the stack
-    # 65,536 registers hold 24 warps of 80, and 32 of 64 for the sizes that most samplers have
-    assert used["REG"] <= (64 if case[0] <= 3 and case[1] <= 2 else 80)
+    # of the 65,536 registers 80 leave room for 24 warps, and 64 for 32
+    limit = 64 if case[0] <= 3 and case[1] <= 2 else 80
+    check_resources(compiled(*arguments(case, shape)), limit, tmp_path)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case[4] in ("plain", "channels")])
-def test_aligned_step_reads_and_writes_four_elements_at_once(case, compiled):
+def test_step_with_offsets_of_64_bits(compiled, tmp_path):
+    small = arguments((1, 1, FP32, "drawn", "plain", 0))
+    x = torch.zeros(1, 1, 1, 1).expand(1, 1, 4, 2**29)  # 2^31 elements
+    kernel = compiled(x, [x[0].transpose(1, 2)], *small[2:])
+    check_resources(kernel, 64, tmp_path)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c[4] in ("plain", "channels")], ids=name)
+def test_aligned_step_moves_four_elements_at_once(case, compiled):
     slots, branches, dtype, noise, _, copies = case
-    kernel = compiled(case)
-    wide = slots + (noise == "given")
+    kernel = compiled(*arguments(case))
+    four = "v4.b32" if dtype == FP32 else "v2.b32"  # a quarter of a line of the network's dtype
+    want = Counter({"ld v4.b32": slots + (noise == "given"), "st v4.b32": slots})
+    want.update({f"ld {four}": branches, f"st {four}": copies})
     found = accesses(kernel)
-    four = "v4.b32" if dtype == FP32 else "v2.b32"
-    loads = {"ld v4.b32": wide}
-    stores = {"st v4.b32": slots}
-    loads[f"ld {four}"] = loads.get(f"ld {four}", 0) + branches
-    stores[f"st {four}"] = stores.get(f"st {four}", 0) + copies
-    assert {k: n for k, n in found.items() if "v" in k} == {
-        k: n for k, n in {**loads, **stores}.items() if n
-    }
-    # all else is one number for all elements: evaluation, seed, weights, the table's row
-    scalars = sum(n for k, n in found.items() if k.startswith("ld") and "v" not in k)
-    row = slots * (slots + 1 + (noise != "none")) + (4 if branches else 0) + (copies > 0)
+    assert {kind: n for kind, n in found.items() if " v" in kind} == +want
+    # all else is one number for many elements: the evaluation, a seed, weights, the table's row
+    row = slots * (slots + 1 + (noise != "none")) + 4 * (branches > 0) + (copies > 0)
+    scalars = sum(n for kind, n in found.items() if " v" not in kind)
     assert scalars == 1 + (noise == "drawn") + branches + row
-    assert kernel.metadata.shared == 0  # nothing changes hands, so no barrier either
+    assert kernel.metadata.shared == 0  # no thread waits for another
 
 
 def test_step_costs_only_the_slots_in_reads_and_writes(compiled):
-    found = accesses(compiled((4, 2, BF16, "none", "plain", 0), reads=0b0011, writes=0b0101))
-    assert found["ld v4.b32"] == 2
-    assert found["st v4.b32"] == 2
+    case = (4, 2, BF16, "none", "plain", 0)
+    found = accesses(compiled(*arguments(case, reads=0b0011, writes=0b0101)))
+    assert (found["ld v4.b32"], found["st v4.b32"]) == (2, 2)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=name)
 def test_step_keeps_nan_and_rounds_to_nearest(case, compiled):
-    """What the interpreter does not tell apart."""
+    """What the interpreter does on its own account, whatever the kernel says."""
     _, branches, dtype, _, _, copies = case
-    ptx = compiled(case).asm["ptx"]
-    assert ("max.NaN.f32" in ptx) == ("min.NaN.f32" in ptx) == (branches > 0)
-    if dtype != FP32 and copies:
-        assert re.search(r"cvt\.rn\.(bf16|f16)", ptx)
-        assert not re.search(r"cvt\.r[zmp]i?\.(bf16|f16)", ptx)
-
-
-def test_step_of_more_than_two_to_the_31_elements(compiled, tmp_path):
-    """Offsets of 64 bits, chosen by the launcher."""
-    big = torch.zeros(1, 1, 1, 1).expand(1, 1, 4, 2**30)
-    small = make(1, 1, (1, 4, 1))
-    step(
-        big,
-        [big[0]],
-        small["weights"],
-        small["table"],
-        small["evaluation"],
-        None,
-        None,
-        None,
-        small["first_bad"],
-        1,
-        1,
-    )
+    ptx = compiled(*arguments(case)).asm["ptx"]
+    clamps = set(re.findall(r"\b(?:max|min)\.(?:NaN\.)?f32", ptx))
+    assert clamps == ({"max.NaN.f32", "min.NaN.f32"} if branches else set())
+    casts = set(re.findall(r"\bcvt\.\w+\.b?f16\w*\.f32", ptx))
+    kind = {BF16: {"cvt.rn.bf16x2.f32"}, FP16: {"cvt.rn.f16x2.f32"}, FP32: set()}[dtype]
+    assert casts == (kind if copies else set())
 
 
 def test_every_kernel_is_compiled_here():
-    folder = Path(tuning.__file__).parent
-    kernels = re.findall(r"def (\w+_kernel)\(", "".join(p.read_text() for p in folder.glob("*.py")))
-    assert kernels == [step_kernel.__name__]
+    text = "".join(path.read_text() for path in Path(tuning.__file__).parent.glob("*.py"))
+    assert re.findall(r"def (\w+_kernel)\(", text) == [step_kernel.__name__]

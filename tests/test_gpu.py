@@ -1,0 +1,103 @@
+"""What only a GPU can show. Without one, all of it is skipped; bench/GPU.md says when it last ran."""
+
+import exact
+import pytest
+import torch
+from test_step import expected, make
+
+import fastguide as fg
+from fastguide import ops
+from fastguide.nets import DiT
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def on_gpu(case):
+    """The case's tensors on the GPU, strides kept."""
+    moved = {k: v.cuda() for k, v in case.items() if isinstance(v, torch.Tensor)}
+    branches = []
+    for branch in case["branches"]:
+        there = torch.empty_strided(
+            branch.shape, branch.stride(), dtype=branch.dtype, device="cuda"
+        )
+        branches.append(there.copy_(branch))
+    return {**moved, "branches": branches}
+
+
+def dit():
+    torch.manual_seed(0)
+    net = DiT(2, 2, 64, 2, 4, classes=3, heads=2).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.15)
+    return net.requires_grad_(False)
+
+
+def model_of(net):
+    return fg.Model(net, fg.Flow(), fg.Prediction("flow"), (2, 8, 8), null=3, heads=2)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 5, 7), (4, 128, 128)])
+def test_noise_equals_the_cpu(shape):
+    seeds = [0, 1, 2**63 - 1]
+    got = fg.noise(seeds, shape, evaluation=5, device="cuda").cpu()
+    torch.testing.assert_close(got, fg.noise(seeds, shape, evaluation=5), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["plain", "channels", "last", "cropped"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("slots", "branches"), [(1, 0), (1, 2), (3, 3), (8, 4)])
+def test_step_equals_the_reference(slots, branches, dtype, kind):
+    case = make(slots, branches, (3, 4, 33, 65), dtype=dtype, kind=kind)
+    seeds = torch.arange(3)
+    noise = fg.noise(seeds, (4, 33, 65), evaluation=1).double()
+    want, want_input = expected(case, noise)
+    there = on_gpu(case)
+    net_input = torch.empty(6, 4, 33, 65, dtype=dtype, device="cuda")
+    ops.step(**there, seeds=seeds.cuda(), net_input=net_input)
+    scale = slots * 4e-6
+    torch.testing.assert_close(there["state"].cpu().double(), want, rtol=4e-6, atol=scale)
+    rounding = {torch.float32: 4e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]
+    torch.testing.assert_close(
+        net_input.cpu().double(), want_input.repeat(2, 1, 1, 1), rtol=rounding, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("solver", [fg.ddim, fg.ddpm, fg.heun(churn=10.0), fg.dpmpp_2m], ids=repr)
+@pytest.mark.parametrize("guidance", [None, fg.CFG(2.0), fg.Superconditioning(2.0)])
+def test_sample_equals_the_cpu(solver, guidance):
+    labels = torch.arange(6) % 3
+    net = dit()
+    here = fg.sample(model_of(net), labels, guidance, solver, steps=6, seeds=range(6))
+    there = fg.sample(model_of(net.cuda()), labels, guidance, solver, steps=6, seeds=range(6))
+    assert there.is_cuda
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=1e-3)
+
+
+def test_the_loop_does_not_wait_for_the_device():
+    sampler = fg.Sampler(model_of(dit().cuda()), fg.CFG(2.0), fg.ddpm, steps=5)
+    labels, seeds = (torch.arange(4) % 3).cuda(), torch.arange(4).cuda()
+    noise = fg.noise(seeds, (2, 8, 8))
+    sampler(labels, seeds)  # compiles the kernels
+    inputs = sampler._bind(None, None, 4)
+
+    from fastguide.engine.run import Inputs, run
+
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.no_grad():
+            run(
+                sampler.plan, sampler.net, Inputs(inputs, seeds, noise), (2, 8, 8), torch.float32, 2
+            )
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_non_finite_values_are_reported():
+    model = exact.two_classes(fg.Flow())
+
+    def broken(x, t, cond):
+        return torch.full_like(x, torch.nan)
+
+    spoiled = fg.Model(broken, model.process, model.prediction, model.shape)
+    with pytest.raises(fg.NonFiniteError, match="from evaluation 1 of 3"):
+        fg.sample(spoiled, steps=3, seeds=[5], device="cuda")
