@@ -95,7 +95,8 @@ for arch in ["sm_" + name.replace(".", "") for name in wanted]:
     kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", "".join(parts))
     check(bool(kernels), f"{library.name} has no kernels for {arch}; it has\n{text}")
     for name, registers, stack, local in kernels:
-        print(f"  {arch} {name}: {registers} registers")
+        plain = re.findall(r"[a-z_]+_kernel", name) or [name]  # out of the mangled name
+        print(f"  {arch} {plain[-1]}: {registers} registers")
         check(stack == local == "0", f"{name} spills on {arch}: stack {stack}, local {local}")
 
 seeds = torch.tensor([3, 4])

@@ -29,7 +29,8 @@ def test_compiles_without_spills(source, nvcc, tmp_path):
         nvcc,
         "-c",
         str(source),
-        f"-o{tmp_path / 'kernel.o'}",
+        "-o",
+        str(tmp_path / "kernel.o"),
         "-std=c++20",
         "-O3",
         "-DC10_USING_CUSTOM_GENERATED_MACROS",  # a CPU build of torch has no generated CUDA macros

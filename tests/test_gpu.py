@@ -1,4 +1,6 @@
-"""What only a GPU can show. Without one, all of it is skipped; bench/GPU.md says when it last ran."""
+"""What only a GPU can show. Without one, all of it is skipped; bench/GPU.md says when it last
+ran.
+"""
 
 import exact
 import pytest
