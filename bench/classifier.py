@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
@@ -29,6 +31,14 @@ FLOOR = 0.91  # test accuracy below which the classifier is no judge of anything
 GROUPS = 10  # of the jackknife
 RECIPE = {"epochs": 6, "batch": 256, "rate": 4e-3, "decay": 0.02, "shift": 1, "seed": 0}
 _NAME = "fashion-classifier"
+console = Console(width=None if sys.stdout.isatty() else 110)
+_T = TypeVar("_T")
+
+
+def shown(work: Sequence[_T], what: str) -> Iterable[_T]:
+    """`work` under a progress bar that goes when it is done; none where output is no terminal."""
+    hidden = not console.is_terminal
+    return track(work, what, console=console, transient=True, disable=hidden)
 
 
 class ClassifierError(ValueError):
@@ -85,6 +95,7 @@ def load_or_train(folder: Path, train: Images, test: Images) -> Classifier:
     """
     weights, description = folder / f"{_NAME}.safetensors", folder / f"{_NAME}.json"
     made_by = {"recipe": RECIPE, "images": _sha256(_raw(train) + _raw(test))}
+    torch.manual_seed(RECIPE["seed"])
     net = CNN(len(train.class_names)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if description.is_file():
         about = _load(net, weights, description, made_by)
@@ -136,17 +147,18 @@ def _load(net: CNN, weights: Path, description: Path, made_by: dict[str, Any]) -
 
 def _train(net: CNN, images: Images) -> None:
     """AdamW, one cycle of the rate, images shifted by up to `shift` pixels; ends in eval()."""
-    torch.manual_seed(RECIPE["seed"])
-    for module in net.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.reset_parameters()
-    count, batch, epochs = len(images.labels), int(RECIPE["batch"]), int(RECIPE["epochs"])
-    steps = epochs * (count // batch)
+    count, batch = len(images.labels), int(RECIPE["batch"])
+    batches = [
+        index
+        for _ in range(int(RECIPE["epochs"]))
+        for index in torch.randperm(count).split(batch)[: count // batch]
+    ]
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=RECIPE["decay"])
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECIPE["rate"], steps, pct_start=0.2)
+    rate = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, RECIPE["rate"], len(batches), pct_start=0.2
+    )
     net.train()
-    batches = _batches(count, batch, epochs)
-    for index in track(batches, "training the classifier", steps, transient=True):
+    for index in shown(batches, "training the classifier"):
         _, logits = net(_shifted(from_pixels(images.pixels[index]), int(RECIPE["shift"])))
         loss = F.cross_entropy(logits, images.labels[index])
         optimizer.zero_grad(set_to_none=True)
@@ -154,11 +166,6 @@ def _train(net: CNN, images: Images) -> None:
         optimizer.step()
         rate.step()
     net.eval()
-
-
-def _batches(count: int, batch: int, epochs: int) -> Iterator[Tensor]:
-    for _ in range(epochs):
-        yield from torch.randperm(count).split(batch)[: count // batch]
 
 
 def _shifted(images: Tensor, most: int) -> Tensor:

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,8 +24,6 @@ from typing import Annotated, Any
 import classifier
 import torch
 import typer
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -34,7 +32,7 @@ from fastguide.checkpoint import write_atomic
 from fastguide.images import to_pixels
 from fastguide.training.data import Images, load_images
 
-MODES = {
+MODES: dict[str, Callable[[float], fg.Guidance | None]] = {
     "unguided": lambda scale: None,
     "cfg": fg.CFG,
     "superconditioning": fg.Superconditioning,
@@ -65,7 +63,7 @@ NOTES = {
 HERE = Path(__file__).resolve().parent
 DATA, CACHE = Path("/usr/share/datasets/fashion-mnist"), HERE.parent / "out"
 OUT = HERE / "results" / "quality"
-console = Console()
+console = classifier.console
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class Bench:
         for sampler in samplers:
             sampler(labels[:1])  # the first call of all is slower
         starts = range(0, len(labels), BATCH)
-        for start in track(starts, what, console=console, transient=True):
+        for start in classifier.shown(starts, what):
             part = labels[start : start + BATCH]
             seeds = range(self.seed + start, self.seed + start + len(part))
             for i, sampler in enumerate(samplers):
@@ -170,8 +168,8 @@ def measure_reference(bench: Bench, train: Images) -> dict[str, Any]:
         raise ValueError(
             f"samples is {bench.samples}, but the train images should give two disjoint draws of it"
         )
-    draws = track(draws, "train images", console=console, transient=True)
-    values = [bench.frechet(bench.judge.judge(train.pixels[index])[0]) for index in draws]
+    shown = classifier.shown(draws, "train images")
+    values = [bench.frechet(bench.judge.judge(train.pixels[index])[0]) for index in shown]
     return {
         "frechet": statistics.mean(values),
         "noise": statistics.stdev(values),
@@ -205,18 +203,18 @@ def compare(rows: list[dict[str, Any]], noise: float) -> dict[str, Any]:
 
 def main_table(results: dict[str, Any]) -> Table:
     reference = results["reference"]
-    table = Table(
-        title=f"{results['settings']['samples']} samples a row, the same seeds and labels"
-    )
+    samples = results["arguments"]["samples"]
+    table = Table(title=f"{samples} samples a row, the same seeds and labels")
     for name in ("mode", "scale", "accuracy", "Frechet distance", "s / sample"):
         table.add_column(name, justify="left" if name == "mode" else "right")
     for row in results["rows"]:
         table.add_row(row["mode"], f"{row['scale']:g}", *_cells(row))
     table.add_section()
-    dtypes = results.get("dtypes")
-    for name in DTYPES if dtypes else ():
-        table.add_row(f"{dtypes['mode']}, {name}", f"{dtypes['scale']:g}", *_cells(dtypes[name]))
-    if dtypes:
+    if "dtypes" in results:
+        dtypes = results["dtypes"]
+        for name in DTYPES:
+            row = dtypes[name]
+            table.add_row(f"{dtypes['mode']}, {name}", f"{dtypes['scale']:g}", *_cells(row))
         table.add_row("bf16 is faster by", "", "", "", f"{dtypes['bf16_speedup']:.2f} x")
         table.add_section()
     accuracy = results["classifier"]["test_accuracy"]
@@ -243,8 +241,7 @@ def pair_table(pairs: list[dict[str, Any]]) -> Table:
     for (wanted, other, mode, given), row in cells.items():
         without = cells.get((wanted, other, mode, False))
         if given and without:
-            shares = (without["as_negative"], row["as_negative"])
-            shares += (without["as_class"], row["as_class"])
+            shares = [at[name] for name in ("as_negative", "as_class") for at in (without, row)]
             table.add_row(wanted, other, mode, *(f"{share:.1%}" for share in shares))
     return table
 
@@ -344,18 +341,29 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _start(path: Path, settings: dict[str, Any], arguments: dict[str, Any], resume: bool) -> dict:
-    """New results, or those at `path` to go on with."""
-    run = {**_machine(), "arguments": arguments}
-    if not resume or not path.is_file():
-        return {**run, "settings": settings, "notes": NOTES, "rows": [], "pairs": []}
+def _start(path: Path | None, run: dict[str, Any]) -> dict[str, Any]:
+    """New results of this run, or those at `path` to go on with."""
+    if path is None or not path.is_file():
+        return {**run, "notes": NOTES, "rows": [], "pairs": []}
     results = json.loads(path.read_text())
-    for name, value in settings.items():
-        there = results["settings"].get(name)
-        if there != value:
-            raise ValueError(f"{name} is {value!r}, but to resume {path} it should be {there!r}")
+    before, now = _fixed(results), _fixed(run)
+    for name in now:
+        if before[name] != now[name]:
+            raise ValueError(
+                f"{name} is {now[name]!r}, but to resume {path} it should be {before[name]!r}"
+            )
     results.setdefault("resumed", []).append(run)
     return results
+
+
+def _fixed(run: dict[str, Any]) -> dict[str, Any]:
+    """What all rows of one file have in common."""
+    arguments = run["arguments"]
+    return {
+        **{name: arguments[name] for name in ("samples", "steps", "dtype", "seed_offset")},
+        "model_sha256": run["model_sha256"],
+        "classifier": run["classifier"]["sha256"],
+    }
 
 
 def _load_data(folder: Path, model: fg.Model) -> tuple[Images, Images]:
@@ -435,23 +443,32 @@ def quality(
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, but it should be one of {', '.join(DTYPES)}")
     loaded = fg.load(model, dtype=DTYPES[dtype])
+    assert isinstance(loaded.net, torch.nn.Module)
     _check(loaded, chosen, samples, pair_samples)
     train, test = _load_data(data, loaded)
     judge = classifier.load_or_train(cache, train, test)
     frechet = classifier.FrechetTo(judge.judge(test.pixels)[0])
     bench = Bench(loaded, judge, frechet, samples, steps, seed_offset)
-    settings = {
-        "samples": samples,
-        "steps": steps,
-        "dtype": dtype,
-        "seed_offset": seed_offset,
-        "model_sha256": classifier.digest(loaded.net),
-        "classifier_sha256": judge.about["sha256"],
-    }
-    arguments = {"model": model, "modes": modes, "scales": scales, "pair_samples": pair_samples}
     path = out.with_name(f"{out.name}.json")
-    results = _start(path, settings, {**arguments, **settings, "data": str(data)}, resume)
-    results["classifier"] = judge.about
+    results = _start(
+        path if resume else None,
+        {
+            **_machine(),
+            "arguments": {
+                "model": model,
+                "modes": modes,
+                "scales": scales,
+                "samples": samples,
+                "steps": steps,
+                "dtype": dtype,
+                "pair_samples": pair_samples,
+                "seed_offset": seed_offset,
+                "data": str(data),
+            },
+            "model_sha256": classifier.digest(loaded.net),
+            "classifier": judge.about,
+        },
+    )
 
     def keep() -> None:
         write_atomic(path, (json.dumps(results, indent=1) + "\n").encode())

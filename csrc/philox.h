@@ -26,24 +26,27 @@ struct Normals {
   float x, y, z, w;
 };
 
-FASTGUIDE_INLINE uint32_t mul_high(uint32_t a, uint32_t b) {
-  return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32);
-}
-
+// The counter is kept in 64-bit lanes, of which only the low halves count: a product is then one
+// widening multiplication, and the whole takes half the time of 32-bit lanes with AVX-512.
 FASTGUIDE_INLINE Words philox4x32(Words counter, uint32_t key0, uint32_t key1) {
+  uint64_t x = counter.x, y = counter.y, z = counter.z, w = counter.w;
 #if defined(__CUDACC__)
 #pragma unroll
 #else
 #pragma GCC unroll 10
 #endif
   for (int round = 0; round < 10; ++round) {
-    const uint32_t high0 = mul_high(0xD2511F53u, counter.x), low0 = 0xD2511F53u * counter.x;
-    const uint32_t high1 = mul_high(0xCD9E8D57u, counter.z), low1 = 0xCD9E8D57u * counter.z;
-    counter = {high1 ^ counter.y ^ key0, low1, high0 ^ counter.w ^ key1, low0};
+    const uint64_t product0 = static_cast<uint64_t>(static_cast<uint32_t>(x)) * 0xD2511F53u;
+    const uint64_t product1 = static_cast<uint64_t>(static_cast<uint32_t>(z)) * 0xCD9E8D57u;
+    x = (product1 >> 32) ^ y ^ key0;
+    z = (product0 >> 32) ^ w ^ key1;
+    y = product1;
+    w = product0;
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
-  return counter;
+  return {static_cast<uint32_t>(x), static_cast<uint32_t>(y), static_cast<uint32_t>(z),
+          static_cast<uint32_t>(w)};
 }
 
 // -2 log(u) for u = (word / 256 + 1/2) 2^-24, which lies in (0, 1): error below 2 ulp.
@@ -88,11 +91,15 @@ FASTGUIDE_INLINE void cos_sin_turn(uint32_t word, float* cosine, float* sine) {
   *sine = (quadrant & 2) ? -even_s : even_s;
 }
 
-// The four normals of elements 4 block ... 4 block + 3.
-FASTGUIDE_INLINE Normals normals(uint64_t seed, uint32_t evaluation, uint64_t block) {
-  const Words words = philox4x32(
+// The random words of elements 4 block ... 4 block + 3.
+FASTGUIDE_INLINE Words random_words(uint64_t seed, uint32_t evaluation, uint64_t block) {
+  return philox4x32(
       {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), evaluation, 0u},
       static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+}
+
+// The four normals that four words give.
+FASTGUIDE_INLINE Normals box_muller(Words words) {
   const float radius0 = std::sqrt(minus_two_log(words.x));
   const float radius1 = std::sqrt(minus_two_log(words.z));
   float cos0, sin0, cos1, sin1;

@@ -4,9 +4,10 @@
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from fastguide.kernels.philox import normals
 from fastguide.kernels.tuning import lookup
-from torch import Tensor
 
 # columns of the table: fastguide/table.py
 OF_X = tl.constexpr(0)

@@ -42,12 +42,12 @@ def test_compiles_without_spills(source, nvcc, tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     print(run.stderr)
-    kernels = source.read_text().count("__global__")
+    per_architecture = source.read_text().count("__global__")
     for architecture in ("sm_80", "sm_90"):
-        compiled = re.findall(rf"Compiling entry function '\w+' for '{architecture}'", run.stderr)
-        assert len(compiled) == kernels
-    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", run.stderr)
-    assert spills == [("0", "0")] * (2 * kernels)
+        entries = re.findall(rf"Compiling entry function '\w+' for '{architecture}'", run.stderr)
+        assert len(entries) >= per_architecture > 0
+    used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", run.stderr)
+    assert used == [("0", "0")] * run.stderr.count("Compiling entry function")
 
 
 def test_there_are_sources():

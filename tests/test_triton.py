@@ -14,13 +14,13 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from fastguide.kernels import philox, tuning
-from fastguide.kernels.step import step
 from test_step import EVALUATIONS, close, expected, make
 
 import fastguide as fg
 from fastguide import ops, reference
 from fastguide import table as tables
+from fastguide.kernels import philox, tuning
+from fastguide.kernels.step import step
 from fastguide.table import Column
 
 SENTINEL = 77.0

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import triton
-from fastguide.kernels import tuning
-from fastguide.kernels.step import step, step_kernel
 from test_step import make
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from fastguide import ops
+from fastguide.kernels import tuning
+from fastguide.kernels.step import step, step_kernel
 
 ARCHITECTURES = (80, 90)
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16

@@ -14,16 +14,31 @@
 
 namespace fastguide {
 
+namespace {
+
+constexpr int64_t kBlocks = 128;  // words of so many blocks lie in the L1 cache between the two loops
+
+}  // namespace
+
+// Two loops, words and then normals: in one, the registers do not suffice, and it takes a third longer.
 FASTGUIDE_CLONES void fill_normals(float* __restrict out, uint64_t seed, uint32_t evaluation,
                                    uint64_t block, int64_t count) {
-  const int64_t blocks = (count + 3) / 4;
-#pragma GCC ivdep
-  for (int64_t i = 0; i < blocks; ++i) {
-    const Normals n = normals(seed, evaluation, block + static_cast<uint64_t>(i));
-    out[4 * i] = n.x;
-    out[4 * i + 1] = n.y;
-    out[4 * i + 2] = n.z;
-    out[4 * i + 3] = n.w;
+  alignas(64) uint32_t x[kBlocks], y[kBlocks], z[kBlocks], w[kBlocks];
+  for (int64_t left = (count + 3) / 4; left > 0; left -= kBlocks) {
+    const int64_t blocks = std::min(left, kBlocks);
+    for (int64_t i = 0; i < blocks; ++i) {
+      const Words words = random_words(seed, evaluation, block + static_cast<uint64_t>(i));
+      x[i] = words.x, y[i] = words.y, z[i] = words.z, w[i] = words.w;
+    }
+    for (int64_t i = 0; i < blocks; ++i) {
+      const Normals n = box_muller({x[i], y[i], z[i], w[i]});
+      out[4 * i] = n.x;
+      out[4 * i + 1] = n.y;
+      out[4 * i + 2] = n.z;
+      out[4 * i + 3] = n.w;
+    }
+    block += static_cast<uint64_t>(blocks);
+    out += 4 * blocks;
   }
 }
 

@@ -25,7 +25,7 @@ noise_kernel(float* __restrict__ out, const int64_t* __restrict__ seeds, uint32_
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t block = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
        4 * block < numel; block += stride) {
-    const Normals n = normals(seed, evaluation, static_cast<uint64_t>(block));
+    const Normals n = box_muller(random_words(seed, evaluation, static_cast<uint64_t>(block)));
     const int64_t at = 4 * block;
     if (aligned) {
       *reinterpret_cast<float4*>(row + at) = make_float4(n.x, n.y, n.z, n.w);
