@@ -35,7 +35,7 @@ def test_sample_against_bare_forwards(ratio, model, labels):
             model.net(x, torch.full((BATCH,), 1.0 - i / STEPS), cond)
 
     name = "sample, single pass, batch 64, against its bare network forwards"
-    ratio(name, timed(sampler, labels), forwards, limit=1.01, rounds=11)
+    ratio(name, timed(sampler, labels), forwards, limit=1.01, rounds=15)
 
 
 def test_single_pass_against_two(ratio, model, labels):
