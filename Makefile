@@ -1,6 +1,6 @@
 # Everything from a bare Python (3.10 - 3.13) and a C++ compiler. The first run of a target sets up
 # .venv; later runs reinstall only what changed.
-#   make sample | test | lint | bench | quality | cuda-build | model | clean
+#   make sample | test | lint | bench | baseline | quality | cuda-build | model | clean
 # TORCH chooses the torch to install, PYTHON the interpreter:
 #   make test TORCH=torch==2.12.0 PYTHON=python3.12
 

@@ -8,12 +8,9 @@ condition does. Results are written after every row; `--resume` goes on where a 
 
 from __future__ import annotations
 
-import datetime
 import io
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +21,7 @@ from typing import Annotated, Any
 import classifier
 import torch
 import typer
+from machine import where_and_when
 from rich.table import Table
 from torch import Tensor
 
@@ -312,35 +310,6 @@ def report(results: dict[str, Any]) -> None:
         )
 
 
-def _commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git
-        return None
-    return done.stdout.strip() or None
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(found, platform.processor())
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": _cpu(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "fastguide": fg.__version__,
-        "commit": _commit(),
-    }
-
-
 def _start(path: Path | None, run: dict[str, Any]) -> dict[str, Any]:
     """New results of this run, or those at `path` to go on with."""
     if path is None or not path.is_file():
@@ -453,7 +422,7 @@ def quality(
     results = _start(
         path if resume else None,
         {
-            **_machine(),
+            **where_and_when(),
             "arguments": {
                 "model": model,
                 "modes": modes,
