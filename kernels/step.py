@@ -46,9 +46,11 @@ def step_kernel(
 ):
     # where: a thread takes runs of 4 elements, the unit of the noise and of 16-byte access to fp32;
     # without the hint 16-bit branches get runs of 8, and shared memory to meet the fp32 slots
-    sample = tl.program_id(1).to(tl.int64)
-    slot_stride = tl.num_programs(1).to(tl.int64) * numel
-    start = tl.program_id(0).to(INDEX) * BLOCK
+    # one grid axis holds samples x blocks: the other two end at 65,535
+    blocks = tl.cdiv(numel, BLOCK)
+    sample = (tl.program_id(0) // blocks).to(tl.int64)
+    slot_stride = (tl.num_programs(0) // blocks).to(tl.int64) * numel
+    start = (tl.program_id(0) % blocks).to(INDEX) * BLOCK
     element = tl.max_contiguous(start + tl.arange(0, BLOCK), 4)
     inside = element < numel
     at = sample * numel + element
@@ -137,7 +139,7 @@ def step(
     numel = channels * pixels
     plain = all(is_plain(branch) for branch in branches)
     settings = lookup("step", state.device, branches=len(branches), noise=seeds is not None)
-    grid = (triton.cdiv(numel, settings["BLOCK"]), batch)
+    grid = (triton.cdiv(numel, settings["BLOCK"]) * batch,)
     with torch.cuda.device_of(state):
         step_kernel[grid](
             state,

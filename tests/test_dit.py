@@ -51,6 +51,28 @@ def test_output_depends_on_each_input():
         assert (other - base).abs().amax((1, 2, 3)).min() > 1e-4
 
 
+def test_a_split_network_keeps_the_second_head_from_the_condition():
+    net = randomised(heads=2, negative=True, split=True, attention_heads=4)
+    x, t, cond = inputs()
+    base = net(x, t, (cond, cond))
+    other, negative = net(x, t, (cond + 1, cond)), net(x, t, (cond, cond + 1))
+    assert torch.equal(base[:, 1], other[:, 1])
+    assert (base[:, 0] - other[:, 0]).abs().amax((1, 2)).min() > 1e-4
+    assert (base - negative).abs().amax((2, 3)).min() > 1e-4  # the negative reaches both heads
+    plain = randomised(heads=2, negative=True)
+    difference = plain(x, t, (cond, cond)) - plain(x, t, (cond + 1, cond))
+    assert difference[:, 1].abs().max() > 1e-4
+
+
+def test_a_split_network_in_stages_starts_as_zero_and_takes_any_size():
+    net = DiT(width=48, depth=2, attention_heads=2, patch=2, heads=2, split=True)
+    x, t, cond = inputs(2, (6, 10))
+    assert net(x, t, cond).abs().max() == 0
+    state = net.embed(x, t, cond)
+    assert torch.equal(net.blocks[0](state).tokens, state.tokens)
+    assert net(x, t, cond).shape == (2, 2, 6, 10)
+
+
 def test_no_condition_is_the_null_class():
     net = randomised(heads=2, negative=True)
     x, t, cond = inputs()
@@ -94,6 +116,9 @@ def test_rows_do_not_see_each_other():
         ({"heads": 0}, "heads is 0"),
         ({"classes": -1}, "classes is -1"),
         ({"negative": True}, "negative is True with heads 1"),
+        ({"split": True}, "split is True with heads 1"),
+        ({"split": True, "heads": 2, "attention_heads": 3}, "attention_heads 3"),
+        ({"split": True, "heads": 2, "width": 36}, "width is 36, .* multiple of 8"),
     ],
 )
 def test_errors(config, message):

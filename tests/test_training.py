@@ -104,6 +104,19 @@ def test_groups_of_a_batch():
     assert second.tolist() == [1] * 30 + [0] * 70
 
 
+def test_a_split_network_learns_both_heads_from_ordinary_rows():
+    labels = torch.randint(0, 10, (100,))
+    rows = assign(labels, 10, Recipe(0.0, 0.2, 0.1), two_conditions=True, split=True)
+    first, second = rows.head_weights
+    assert first.tolist() == [0] * 20 + [1] * 80
+    assert second.tolist() == [1] * 65 + [0] * 35
+    assert torch.equal(rows.negative[:20], labels[:20])
+    assert (rows.negative[20:65] == 10).all()
+    assert (rows.negative[65:] != 10).all()
+    one = assign(labels, 10, Recipe(dropout=0.1), two_conditions=False, split=True)
+    assert [int(w.sum()) for w in one.head_weights] == [100, 100]
+
+
 def test_no_head_goes_without_rows_in_a_small_batch():
     rows = assign(torch.arange(4), 10, Recipe(0.1, 0.0, 0.1), two_conditions=False)
     assert [int(w.sum()) for w in rows.head_weights] == [3, 2]
@@ -191,8 +204,10 @@ def test_snapshots_and_records(tmp_path):
     assert record["recipe"] == {"irrelevant": 0.1, "negative": 0.1, "dropout": 0.1}
 
 
-@pytest.mark.parametrize("prediction", ["flow", "eps", "edm"])
-def test_it_learns_classes_in_one_pass_and_in_two(tmp_path, prediction):
+@pytest.mark.parametrize(
+    ("prediction", "split"), [("flow", False), ("flow", True), ("eps", False), ("edm", True)]
+)
+def test_it_learns_classes_in_one_pass_and_in_two(tmp_path, prediction, split):
     """Two classes, black and white images: guidance in either form finds the requested one."""
     pixels = torch.cat([torch.full((64, 1, 4, 4), v, dtype=torch.uint8) for v in (40, 215)])
     images = Images(pixels, torch.arange(128) // 64, ("dark", "light"))
@@ -203,12 +218,12 @@ def test_it_learns_classes_in_one_pass_and_in_two(tmp_path, prediction):
         patch=2,
         classes=2,
         heads=2,
+        split=split,
         time_scale={"flow": 1000.0, "edm": 250.0}.get(prediction, 1.0),
     )
     process = {"flow": fg.Flow(), "eps": fg.VP("linear"), "edm": fg.EDM()}[prediction]
-    config = TrainConfig(
-        steps=1000, batch=64, rate=3e-3, warmup=20, ema=0.95, recipe=Recipe(0.15, 0.0, 0.15)
-    )
+    recipe = Recipe(dropout=0.15) if split else Recipe(0.15, 0.0, 0.15)
+    config = TrainConfig(steps=1000, batch=64, rate=3e-3, warmup=20, ema=0.95, recipe=recipe)
     model = train(net, images, process, fg.Prediction(prediction), config, tmp_path)
     labels = torch.arange(16) % 2
     # the range of noise that so short a training covers

@@ -18,22 +18,23 @@ constexpr int kThreads = 256;
 // One thread per Philox block of four elements, grid-stride over the sample's blocks.
 __global__ void __launch_bounds__(kThreads)
 noise_kernel(float* __restrict__ out, const int64_t* __restrict__ seeds, uint32_t evaluation,
-             int64_t numel, bool aligned) {
-  const int64_t sample = blockIdx.y;
-  const uint64_t seed = static_cast<uint64_t>(seeds[sample]);
-  float* row = out + sample * numel;
+             int64_t batch, int64_t numel, bool aligned) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t block = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
-       4 * block < numel; block += stride) {
-    const Normals n = box_muller(random_words(seed, evaluation, static_cast<uint64_t>(block)));
-    const int64_t at = 4 * block;
-    if (aligned) {
-      *reinterpret_cast<float4*>(row + at) = make_float4(n.x, n.y, n.z, n.w);
-    } else {
-      row[at] = n.x;
-      if (at + 1 < numel) row[at + 1] = n.y;
-      if (at + 2 < numel) row[at + 2] = n.z;
-      if (at + 3 < numel) row[at + 3] = n.w;
+  for (int64_t sample = blockIdx.y; sample < batch; sample += gridDim.y) {
+    const uint64_t seed = static_cast<uint64_t>(seeds[sample]);
+    float* row = out + sample * numel;
+    for (int64_t block = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+         4 * block < numel; block += stride) {
+      const Normals n = box_muller(random_words(seed, evaluation, static_cast<uint64_t>(block)));
+      const int64_t at = 4 * block;
+      if (aligned) {
+        *reinterpret_cast<float4*>(row + at) = make_float4(n.x, n.y, n.z, n.w);
+      } else {
+        row[at] = n.x;
+        if (at + 1 < numel) row[at + 1] = n.y;
+        if (at + 2 < numel) row[at + 2] = n.z;
+        if (at + 3 < numel) row[at + 3] = n.w;
+      }
     }
   }
 }
@@ -45,13 +46,12 @@ at::Tensor noise(const at::Tensor& seeds, int64_t evaluation, int64_t numel) {
   const int64_t batch = seeds.numel();
   at::Tensor out = at::empty({batch, numel}, seeds.options().dtype(at::kFloat));
   if (out.numel() == 0) return out;
-  TORCH_CHECK(batch <= 65535, "noise: batch is ", batch, ", but at most 65535 are supported");
   const int64_t blocks = (numel + 3) / 4;
   const dim3 grid(static_cast<unsigned>(std::min<int64_t>((blocks + kThreads - 1) / kThreads, 4096)),
-                  static_cast<unsigned>(batch));
+                  static_cast<unsigned>(std::min<int64_t>(batch, 65535)));
   noise_kernel<<<grid, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
       out.mutable_data_ptr<float>(), seeds.const_data_ptr<int64_t>(),
-      static_cast<uint32_t>(evaluation), numel, numel % 4 == 0);
+      static_cast<uint32_t>(evaluation), batch, numel, numel % 4 == 0);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }

@@ -25,6 +25,9 @@ def train(
     ] = 0.1,
     negative: Annotated[float, typer.Option(help="share of rows with a negative condition")] = 0.1,
     dropout: Annotated[float, typer.Option(help="share of rows without a condition")] = 0.1,
+    split: Annotated[
+        bool, typer.Option(help="keep the second head from the condition by construction")
+    ] = False,
     unconditional: bool = False,
     ema: float = 0.999,
     seed: int = 0,
@@ -48,7 +51,7 @@ def train(
         raise ValueError(f"dtype is {dtype!r}, but it should be one of {', '.join(dtypes)}")
     images = load_images(data, names=tuple(filter(None, names.split(","))))
     process = {"flow": Flow(), "edm": EDM()}.get(prediction, VP("cosine"))
-    second = irrelevant > 0 and not unconditional
+    second = (irrelevant > 0 or split) and not unconditional
     recipe = Recipe(irrelevant, negative, dropout) if not unconditional else Recipe(dropout=0.0)
     net = DiT(
         channels=images.pixels.shape[1],
@@ -59,6 +62,7 @@ def train(
         classes=0 if unconditional else len(images.class_names),
         heads=2 if second else 1,
         negative=second and negative > 0,
+        split=split,
         time_scale={"flow": 1000.0, "edm": 250.0}.get(prediction, 1.0),
     )
     config = TrainConfig(

@@ -15,7 +15,7 @@ class DiTState(NamedTuple):
     """What flows from stage to stage; the tensors are batch-first, `grid` is shared by all rows."""
 
     tokens: Tensor  # [B, h w, width]
-    embedding: Tensor  # [B, width]: time and conditions
+    embedding: Tensor  # [B, parts, width / parts]: time and conditions
     grid: tuple[int, int]
 
 
@@ -30,6 +30,10 @@ class DiT(nn.Module):
         heads: predictions per pass; head k is the channel slice `[:, k C:(k + 1) C]`.
         negative: whether the network takes a second, negative condition: `cond` is then a pair
             `(labels, negative_labels)`, and the second head predicts for the negative one.
+        split: whether the second head is kept from the condition by construction. The channels of
+            a token are then two halves, each with its own embedding; the condition enters the
+            second half, nothing flows from the second half to the first, and the second head reads
+            the first alone. The first head reads both. One pass costs what it costs without.
         time_scale: multiplies `t` before its sinusoidal embedding, which resolves steps of about 1.
     """
 
@@ -44,6 +48,7 @@ class DiT(nn.Module):
         classes: int = 10,
         heads: int = 1,
         negative: bool = False,
+        split: bool = False,
         time_scale: float = 1000.0,
     ) -> None:
         super().__init__()
@@ -54,10 +59,11 @@ class DiT(nn.Module):
         for name in positive:
             if int(self.config[name]) < 1:
                 raise ValueError(f"{name} is {self.config[name]}, but it should be 1 or more")
-        if width % attention_heads or width % 4:
+        parts = 2 if split else 1
+        if width % attention_heads or width % (4 * parts):
             raise ValueError(
-                f"width is {width}, but it should be a multiple of 4 and of attention_heads "
-                f"({attention_heads})"
+                f"width is {width}, but it should be a multiple of {4 * parts} and of "
+                f"attention_heads ({attention_heads})"
             )
         if classes < 0:
             raise ValueError(f"classes is {classes}, but it should be 0 (unconditional) or more")
@@ -66,18 +72,27 @@ class DiT(nn.Module):
                 f"negative is True with heads {heads} and classes {classes}, "
                 "but a negative condition needs heads=2 and classes"
             )
+        if split and (heads != 2 or classes == 0 or attention_heads % 2):
+            raise ValueError(
+                f"split is True with heads {heads}, classes {classes} and attention_heads "
+                f"{attention_heads}, but it needs heads=2, classes and an even attention_heads"
+            )
         self.channels, self.patch, self.width = channels, patch, width
         self.classes, self.heads, self.negative = classes, heads, negative
-        self.time_scale = time_scale
-        self.patches = nn.Linear(channels * patch * patch, width)
+        self.split, self.parts, self.time_scale = split, parts, time_scale
+        pixels, embedding = channels * patch * patch, width // parts
+        self.patches = nn.Linear(pixels, width)
         self.time = nn.Sequential(
-            nn.Linear(_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+            nn.Linear(_FREQUENCIES, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
-        self.labels = nn.Embedding(classes + 1, width) if classes else None
-        self.negative_labels = nn.Embedding(classes + 1, width) if negative else None
-        self.blocks = nn.ModuleList(Block(width, attention_heads, mlp_ratio) for _ in range(depth))
-        self.modulation = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, heads * channels * patch * patch)
+        self.labels = nn.Embedding(classes + 1, embedding) if classes else None
+        self.negative_labels = nn.Embedding(classes + 1, embedding) if negative else None
+        self.blocks = nn.ModuleList(
+            Block(width, attention_heads, mlp_ratio, parts) for _ in range(depth)
+        )
+        self.modulation = Modulation(width, 2, parts)
+        self.out = nn.Linear(width, pixels if split else heads * pixels)
+        self.second_out = nn.Linear(width // 2, pixels) if split else None
         self.initialise()
 
     def initialise(self) -> None:
@@ -88,11 +103,13 @@ class DiT(nn.Module):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.out.weight)
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            nn.init.zeros_(block.modulation.weight)  # adaLN-Zero: starts as the identity
+        if self.second_out is not None:
+            nn.init.zeros_(self.second_out.weight)
+        for module in self.modules():
+            if isinstance(module, Modulation):  # adaLN-Zero: blocks start as the identity
+                for part in module.parts:
+                    nn.init.zeros_(part.weight)
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError unless the network can take images of `shape` = (C, H, W)."""
@@ -122,46 +139,53 @@ class DiT(nn.Module):
         tokens = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)
         dtype = self.patches.weight.dtype
         tokens = self.patches(tokens.to(dtype))
-        tokens = tokens + position_embedding(grid, self.width, x.device).to(tokens.dtype)
-        embedding = self.time(time_embedding(t * self.time_scale).to(dtype))
+        position = position_embedding(grid, self.width // self.parts, x.device)
+        tokens = tokens + position.repeat(1, self.parts).to(tokens.dtype)
+        time = self.time(time_embedding(t * self.time_scale).to(dtype))
+        embeddings = [time] * self.parts  # the last part is the one that sees the condition
         if self.labels is not None:
             first, second = cond if self.negative and cond is not None else (cond, None)
-            embedding = embedding + self.labels(self._or_null(first, batch, x.device))
+            embeddings[-1] = embeddings[-1] + self.labels(self._or_null(first, batch, x.device))
             if self.negative_labels is not None:
                 second = self._or_null(second, batch, x.device)
-                embedding = embedding + self.negative_labels(second)
-        return DiTState(tokens, F.silu(embedding), grid)
+                embeddings[0] = embeddings[0] + self.negative_labels(second)
+        return DiTState(tokens, F.silu(torch.stack(embeddings, 1)), grid)
 
     def _or_null(self, labels: Tensor | None, batch: int, device: torch.device) -> Tensor:
         return torch.full((batch,), self.classes, device=device) if labels is None else labels
 
     def head(self, state: DiTState) -> Tensor:
         """The last stage: tokens to pixels."""
-        shift, scale = self.modulation(state.embedding).unsqueeze(1).chunk(2, dim=-1)
-        tokens = self.out(modulate(state.tokens, shift, scale))
-        pixels = tokens.transpose(1, 2).unflatten(2, state.grid)
+        shift, scale = self.modulation(state.embedding)
+        tokens = modulate(state.tokens, shift, scale, self.parts)
+        patches = self.out(tokens)
+        if self.second_out is not None:
+            second = self.second_out(tokens[..., : self.width // 2])
+            patches = torch.cat([patches, second], -1)
+        pixels = patches.transpose(1, 2).unflatten(2, state.grid)
         return F.pixel_shuffle(pixels, self.patch)
 
 
 class Block(nn.Module):
     """Self-attention and MLP, each modulated and gated by the embedding (adaLN-Zero)."""
 
-    def __init__(self, width: int, attention_heads: int, mlp_ratio: int) -> None:
+    def __init__(self, width: int, attention_heads: int, mlp_ratio: int, parts: int = 1) -> None:
         super().__init__()
-        self.attention_heads = attention_heads
-        self.modulation = nn.Linear(width, 6 * width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        self.up = nn.Linear(width, mlp_ratio * width)
-        self.down = nn.Linear(mlp_ratio * width, width)
+        self.attention_heads, self.parts = attention_heads, parts
+        self.modulation = Modulation(width, 6, parts)
+        linear = OneWay if parts == 2 else nn.Linear
+        self.qkv = OneWay(width, width, times=3) if parts == 2 else nn.Linear(width, 3 * width)
+        self.proj = linear(width, width)
+        self.up = linear(width, mlp_ratio * width)
+        self.down = linear(mlp_ratio * width, width)
 
     def forward(self, state: DiTState) -> DiTState:
         """One stage."""
-        tokens = state.tokens
-        modulation = self.modulation(state.embedding).unsqueeze(1)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
-        tokens = tokens + gate_a * self.attention(modulate(tokens, shift_a, scale_a))
-        hidden = F.gelu(self.up(modulate(tokens, shift_m, scale_m)), approximate="tanh")
+        tokens, parts = state.tokens, self.parts
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(state.embedding)
+        tokens = tokens + gate_a * self.attention(modulate(tokens, shift_a, scale_a, parts))
+        hidden = self.up(modulate(tokens, shift_m, scale_m, parts))
+        hidden = F.gelu(hidden, approximate="tanh")
         return state._replace(tokens=tokens + gate_m * self.down(hidden))
 
     def attention(self, tokens: Tensor) -> Tensor:
@@ -171,12 +195,51 @@ class Block(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class Modulation(nn.Module):
+    """`count` vectors `[B, 1, width]` from the embedding; each part of them from its own."""
+
+    def __init__(self, width: int, count: int, parts: int) -> None:
+        super().__init__()
+        self.count = count
+        self.parts = nn.ModuleList(
+            nn.Linear(width // parts, count * width // parts) for _ in range(parts)
+        )
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """From `[B, parts, width / parts]`."""
+        vectors = [
+            part(embedding[:, i]).unflatten(-1, (self.count, -1))
+            for i, part in enumerate(self.parts)
+        ]
+        return torch.cat(vectors, -1).unsqueeze(1).unbind(2)
+
+
+class OneWay(nn.Module):
+    """A linear map `[..., inputs]` -> `[..., times * outputs]` on halves: the first half of each
+    output sees the first half of the input only, the second sees all of it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, times: int = 1) -> None:
+        super().__init__()
+        self.times = times
+        self.first = nn.Linear(inputs // 2, times * outputs // 2)
+        self.second = nn.Linear(inputs, times * outputs // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply it."""
+        first = self.first(x[..., : x.shape[-1] // 2]).unflatten(-1, (self.times, -1))
+        second = self.second(x).unflatten(-1, (self.times, -1))
+        return torch.cat([first, second], -1).flatten(-2)
+
+
 _FREQUENCIES = 256
 
 
-def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without affine, then `(1 + scale) x + shift`."""
-    return F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6) * (1 + scale) + shift
+def modulate(tokens: Tensor, shift: Tensor, scale: Tensor, parts: int = 1) -> Tensor:
+    """LayerNorm without affine, of each part alone, then `(1 + scale) x + shift`."""
+    split = tokens.unflatten(-1, (parts, -1))
+    normal = F.layer_norm(split, split.shape[-1:], eps=1e-6).flatten(-2)
+    return normal * (1 + scale) + shift
 
 
 def time_embedding(t: Tensor) -> Tensor:

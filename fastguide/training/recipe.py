@@ -13,6 +13,11 @@ Rows of a shuffled batch, by fixed counts, so that no head ever goes without row
 | `dropout` | null | null | both | unconditional: the null row of two-pass guidance |
 | the rest | the label | null or another's | head 0 | E[target given x, cond] whatever negative |
 
+That head learns to lean on cond nevertheless, more so the lower the noise: sampling asks it where
+cond agrees with x, and its rows show that once in K times, while the body below it serves the first
+head in most rows. In a network with `split=True` cond cannot reach the second head, so `irrelevant`
+rows are not needed, and each of the rest with a null negative supervises both heads.
+
 A condition rolled from another row may equal the true one. Those rows stay: the condition must be
 INDEPENDENT of the image, and an independent draw among K classes agrees once in K times. To exclude
 them would tell head 1 that the image is not of class cond, and it would learn that instead.
@@ -54,8 +59,16 @@ class Assignment:
     head_weights: tuple[Tensor, Tensor]
 
 
-def assign(labels: Tensor, null: int, recipe: Recipe, two_conditions: bool) -> Assignment:
-    """Apply `recipe` to the `labels` int64 [B] of one shuffled batch."""
+def assign(
+    labels: Tensor, null: int, recipe: Recipe, two_conditions: bool, split: bool = False
+) -> Assignment:
+    """Apply `recipe` to the `labels` int64 [B] of one shuffled batch.
+
+    Args:
+        null: the null class.
+        two_conditions: whether the network takes a negative condition.
+        split: whether the second head is kept from cond by construction.
+    """
     batch = labels.shape[0]
     counts = [
         _count(share, batch) for share in (recipe.irrelevant, recipe.negative, recipe.dropout)
@@ -69,11 +82,11 @@ def assign(labels: Tensor, null: int, recipe: Recipe, two_conditions: bool) -> A
     first = torch.ones(batch)
     second = torch.zeros(batch)
     first[:b] = 0.0
-    if recipe.irrelevant or recipe.negative:
-        second[:c] = 1.0
+    half = c + (batch - c) // 2 if two_conditions else batch
+    if recipe.irrelevant or recipe.negative or split:
+        second[: half if split else c] = 1.0
     if two_conditions:
         negative[a:b] = labels[a:b]
-        half = c + (batch - c) // 2
         negative[half:] = labels.roll(2)[half:]
     return Assignment(cond, negative, (first, second))
 

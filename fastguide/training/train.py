@@ -152,7 +152,7 @@ def _check(net: DiT, images: Images, config: TrainConfig) -> None:
     recipe = config.recipe
     if (recipe.irrelevant or recipe.negative) and net.heads != 2:
         raise ValueError("the recipe supervises a second head, but net has heads=1")
-    if net.heads == 2 and not (recipe.irrelevant or recipe.negative):
+    if net.heads == 2 and not (recipe.irrelevant or recipe.negative or net.split):
         raise ValueError("net has heads=2, but the recipe never supervises the second one")
     if bool(recipe.negative) != net.negative:
         raise ValueError(
@@ -184,7 +184,7 @@ def _loss(
     weights = (torch.ones(config.batch), torch.zeros(config.batch))
     cond: Tensor | tuple[Tensor, Tensor] | None = None
     if net.classes:
-        rows = assign(images.labels[index], net.classes, config.recipe, net.negative)
+        rows = assign(images.labels[index], net.classes, config.recipe, net.negative, net.split)
         cond, weights = (rows.cond, rows.negative) if net.negative else rows.cond, rows.head_weights
     with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
         output = forward(x, t, cond)
