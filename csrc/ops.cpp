@@ -11,7 +11,7 @@ TORCH_LIBRARY(fastguide, m) {
   m.def(
       "step(Tensor(a!) state, Tensor[] branches, Tensor weights, Tensor table, Tensor evaluation, "
       "Tensor? seeds, Tensor? noise, Tensor(b!)? net_input, Tensor(c!) first_bad, "
-      "int reads, int writes) -> ()");
+      "int reads, int writes, Tensor? variance, Tensor? bound, int extra) -> ()");
 }
 
 static py::dict build_info() {

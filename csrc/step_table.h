@@ -11,7 +11,14 @@ enum Column : int64_t {
   kLow = 2,           // clamp of the denoised image; -inf and inf where there is none
   kHigh = 3,
   kInputScale = 4,    // the next network input is kInputScale x
-  kMatrix = 5,        // [slots, slots + 2]: output slot r = sum over (slots, denoised, noise)
+  kSpread = 5,        // noise is scaled by exp(kSpread variance) where the network predicts one
+  kMatrix = 6,        // [slots, slots + 3]: slot r = sum over (slots, denoised, noise, extra)
+};
+
+enum Extra : int64_t {  // which image is the last source
+  kNone = 0,
+  kUnclamped = 1,  // the denoised image before it was clamped
+  kNegative = 2,   // that of the first branch beside the positive one, not clamped
 };
 
 constexpr int64_t kMaxSlots = 8;

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastguide import table as _table
 from fastguide._C import build_info  # loading it registers the schemas and the compiled kernels
+from fastguide.table import Extra
 
 _PREDICTION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _STREAM = 2**32 - 1  # evaluations are counted in 32 bits; 0 is the start
@@ -77,6 +78,9 @@ def step(
     net_input: Tensor | None = None,
     reads: int | None = None,
     writes: int | None = None,
+    variance: Tensor | None = None,
+    bound: Tensor | None = None,
+    extra: int = Extra.NONE,
 ) -> None:
     """Update `state` in place and write the next network input: the maths of
     `fastguide.reference.step`.
@@ -94,11 +98,16 @@ def step(
         net_input: contiguous `[r B, *shape]`: r copies of `INPUT_SCALE x`, cast to its dtype.
         reads, writes: bit j is set where slot j is read or written; all by default. A slot whose
             coefficients are 0 need not be read, and costs nothing then.
+        variance: the network's own variance, like a branch: noise is scaled by `exp(SPREAD v)`.
+        bound: fp32 `[B]`, positive: the denoised image is clamped to [-bound, bound] and divided by
+            bound (dynamic thresholding).
+        extra: `fastguide.table.Extra`, the image that the last column of the matrix multiplies.
 
     Raises:
         ValueError: a shape, dtype, device or layout is not as above.
     """
     _check_step(state, branches, weights, table, evaluation, first_bad, seeds, noise, net_input)
+    _check_extras(state, branches, variance, bound, extra)
     everything = (1 << state.shape[0]) - 1
     torch.ops.fastguide.step(
         as_planes(state, 2),
@@ -112,6 +121,9 @@ def step(
         first_bad,
         everything if reads is None else reads,
         everything if writes is None else writes,
+        None if variance is None else as_planes(variance, 1),
+        bound,
+        int(extra),
     )
 
 
@@ -214,6 +226,33 @@ def _check_step(
             and not tensor.is_contiguous()
         ):
             raise ValueError(f"{name} has strides {tensor.stride()}, but it should be contiguous")
+
+
+def _check_extras(
+    state: Tensor,
+    branches: Sequence[Tensor],
+    variance: Tensor | None,
+    bound: Tensor | None,
+    extra: int,
+) -> None:
+    sample = state.shape[1:]
+    dtype = branches[0].dtype if branches else None
+    if variance is not None and (
+        variance.shape != sample or variance.dtype != dtype or variance.device != state.device
+    ):
+        raise ValueError(
+            f"variance is {variance.dtype} of shape {tuple(variance.shape)} on {variance.device}, "
+            f"but it should be like the branches: {dtype} of shape {tuple(sample)}"
+        )
+    if bound is not None and (
+        bound.shape != sample[:1] or bound.dtype != torch.float32 or bound.device != state.device
+    ):
+        raise ValueError(
+            f"bound is {bound.dtype} of shape {tuple(bound.shape)} on {bound.device}, "
+            f"but it should be fp32 [{sample[0]}]"
+        )
+    if extra not in tuple(Extra):
+        raise ValueError(f"extra is {extra}, but it should be one of {[*Extra]}")
 
 
 @torch.library.register_fake("fastguide::noise")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastguide.table import Column, matrix
+from fastguide.table import Column, Extra, matrix
 
 _LOW32 = 0xFFFFFFFF
 
@@ -53,6 +53,9 @@ def step(
     weights: Tensor,
     row: Tensor,
     noise: Tensor | None = None,
+    variance: Tensor | None = None,
+    bound: Tensor | None = None,
+    extra: int = Extra.NONE,
 ) -> tuple[Tensor, Tensor]:
     """One update; returns (new state, next network input before its cast), both like `state`.
 
@@ -62,18 +65,32 @@ def step(
         weights: `[B, K]` or `[1, K]`.
         row: one row of the coefficient table (`fastguide.table`).
         noise: `[B, ...]` or None.
+        variance: `[B, ...]` or None: noise is scaled by `exp(SPREAD variance)`.
+        bound: `[B]` or None: the denoised image is clamped to +-bound, then divided by it.
+        extra: which image is the last source of the matrix.
     """
     x = state[0]
-    denoised = torch.zeros_like(x)
+    denoised = unclamped = negative = torch.zeros_like(x)
     if branches:
         predictions = [branch.to(state.dtype) for branch in branches]
         w = weights.to(state.dtype).reshape(*weights.shape, *[1] * (x.ndim - 1))
         guided = w[:, 0] * predictions[0]
         for k in range(1, len(predictions)):
             guided = guided + w[:, k] * (predictions[0] - predictions[k])
-        denoised = row[Column.OF_X] * x + row[Column.OF_PREDICTION] * guided
-        denoised = denoised.clamp(row[Column.LOW], row[Column.HIGH])
-    sources = [*state, denoised, torch.zeros_like(x) if noise is None else noise.to(state.dtype)]
+        of_x, of_prediction = row[Column.OF_X], row[Column.OF_PREDICTION]
+        unclamped = of_x * x + of_prediction * guided
+        negative = of_x * x + of_prediction * predictions[min(1, len(predictions) - 1)]
+        denoised = unclamped.clamp(row[Column.LOW], row[Column.HIGH])
+        if bound is not None:
+            column = bound.to(state.dtype).reshape(-1, *[1] * (x.ndim - 1))
+            denoised = denoised.clamp(-column, column) / column
+    drawn = torch.zeros_like(x) if noise is None else noise.to(state.dtype)
+    if variance is not None:
+        drawn = drawn * (row[Column.SPREAD] * variance.to(state.dtype)).exp()
+    last = {Extra.UNCLAMPED: unclamped, Extra.NEGATIVE: negative}.get(
+        Extra(extra), torch.zeros_like(x)
+    )
+    sources = [*state, denoised, drawn, last]
     new = torch.stack(
         [sum(c * source for c, source in zip(cs, sources, strict=True)) for cs in matrix(row)]
     )

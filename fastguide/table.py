@@ -11,30 +11,43 @@ MAX_SLOTS = 8
 
 
 class Column(IntEnum):
-    """`denoised = clamp(OF_X x + OF_PREDICTION guided, LOW, HIGH)`; next input `INPUT_SCALE x`."""
+    """`denoised = clamp(OF_X x + OF_PREDICTION guided, LOW, HIGH)`; next input `INPUT_SCALE x`;
+    noise is scaled by `exp(SPREAD variance)` where the network predicts a variance.
+    """
 
     OF_X = 0
     OF_PREDICTION = 1
     LOW = 2
     HIGH = 3
     INPUT_SCALE = 4
-    MATRIX = 5
+    SPREAD = 5
+    MATRIX = 6
+
+
+class Extra(IntEnum):
+    """The image that is the last source of an update: the denoised image before it was clamped, or
+    what the first branch beside the positive one makes of x, never clamped.
+    """
+
+    NONE = 0
+    UNCLAMPED = 1
+    NEGATIVE = 2
 
 
 def width(slots: int) -> int:
-    """Columns of a table for `slots` state slots: the matrix is [slots, slots + 2]."""
-    return Column.MATRIX + slots * (slots + 2)
+    """Columns of a table for `slots` state slots: the matrix is [slots, slots + 3]."""
+    return Column.MATRIX + slots * (slots + 3)
 
 
 def slots_of(columns: int) -> int:
     """The number of slots whose table has `columns` columns."""
-    slots = math.isqrt(columns - Column.MATRIX + 1) - 1
+    slots = (math.isqrt(4 * (columns - Column.MATRIX) + 9) - 3) // 2
     if width(slots) != columns:
         raise ValueError(f"table has {columns} columns, which fits no number of slots")
     return slots
 
 
 def matrix(row: Tensor) -> Tensor:
-    """`[slots, slots + 2]`: output slot r is the sum over (slots, denoised, noise)."""
+    """`[slots, slots + 3]`: output slot r is the sum over (slots, denoised, noise, extra)."""
     slots = slots_of(row.shape[-1])
-    return row[Column.MATRIX :].reshape(slots, slots + 2)
+    return row[Column.MATRIX :].reshape(slots, slots + 3)

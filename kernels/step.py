@@ -15,7 +15,8 @@ OF_PREDICTION = tl.constexpr(1)
 LOW = tl.constexpr(2)
 HIGH = tl.constexpr(3)
 INPUT_SCALE = tl.constexpr(4)
-MATRIX = tl.constexpr(5)
+SPREAD = tl.constexpr(5)
+MATRIX = tl.constexpr(6)
 
 
 @triton.jit
@@ -30,6 +31,7 @@ def step_kernel(
     noise_ptr,
     input_ptr,
     first_bad_ptr,
+    bound_ptr,
     numel,
     pixels,
     weights_evaluation_stride,
@@ -40,6 +42,8 @@ def step_kernel(
     BRANCHES: tl.constexpr,
     PLAIN: tl.constexpr,
     NOISE: tl.constexpr,
+    VARIANCE: tl.constexpr,
+    EXTRA: tl.constexpr,
     COPIES: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -64,14 +68,14 @@ def step_kernel(
         else:
             old = old + (x,)  # not read
     branches = ()
-    for k in tl.static_range(BRANCHES):
+    for k in tl.static_range(BRANCHES + VARIANCE):
         offset = branch_offset(branch_strides[k], sample, element, pixels, PLAIN)
         branches = branches + (tl.load(branch_ptrs[k] + offset, mask=inside).to(tl.float32),)
     noise = tl.zeros_like(x)
     if NOISE == "given":
         noise = tl.load(noise_ptr + at, mask=inside)
     evaluation = tl.load(evaluation_ptr)
-    row_ptr = table_ptr + evaluation * (MATRIX + SLOTS * (SLOTS + 2))
+    row_ptr = table_ptr + evaluation * (MATRIX + SLOTS * (SLOTS + 3))
     weight_ptr = (
         weights_ptr + evaluation * weights_evaluation_stride + sample * weights_sample_stride
     )
@@ -82,20 +86,32 @@ def step_kernel(
         guided = tl.load(weight_ptr) * branches[0]
         for k in tl.static_range(1, BRANCHES):
             guided += tl.load(weight_ptr + k) * (branches[0] - branches[k])
-        denoised = tl.load(row_ptr + OF_X) * x + tl.load(row_ptr + OF_PREDICTION) * guided
+        of_x, of_prediction = tl.load(row_ptr + OF_X), tl.load(row_ptr + OF_PREDICTION)
+        denoised = of_x * x + of_prediction * guided
+        extra = denoised
+        if EXTRA == "negative":
+            extra = of_x * x + of_prediction * branches[1 if BRANCHES > 1 else 0]
         low, high = tl.load(row_ptr + LOW), tl.load(row_ptr + HIGH)
         denoised = tl.clamp(denoised, low, high, propagate_nan=tl.PropagateNan.ALL)
+        if bound_ptr is not None:
+            bound = tl.load(bound_ptr + sample)
+            denoised = tl.clamp(denoised, -bound, bound, propagate_nan=tl.PropagateNan.ALL)
+            denoised = denoised * (1.0 / bound)
     if NOISE == "drawn":
         noise = normals(tl.load(seeds_ptr + sample), evaluation, start, BLOCK)
+    if VARIANCE:
+        noise = noise * tl.exp(tl.load(row_ptr + SPREAD) * branches[BRANCHES])
 
     # store: all old slots are in registers by now
     new_x = x
     for r in tl.static_range(SLOTS):
         if (WRITES >> r) & 1:
-            c_ptr = row_ptr + MATRIX + r * (SLOTS + 2)
+            c_ptr = row_ptr + MATRIX + r * (SLOTS + 3)
             out = tl.load(c_ptr + SLOTS) * denoised
             if NOISE != "none":
                 out += tl.load(c_ptr + SLOTS + 1) * noise
+            if BRANCHES > 0 and EXTRA != "none":
+                out += tl.load(c_ptr + SLOTS + 2) * extra
             for j in tl.static_range(SLOTS):
                 if (READS >> j) & 1:
                     out += tl.load(c_ptr + j) * old[j]
@@ -133,18 +149,22 @@ def step(
     first_bad: Tensor,
     reads: int,
     writes: int,
+    variance: Tensor | None,
+    bound: Tensor | None,
+    extra: int,
 ) -> None:
     """Launch on `state` [slots, B, channels, pixels]; see fastguide.ops.step for the arguments."""
     slots, batch, channels, pixels = state.shape
     numel = channels * pixels
-    plain = all(is_plain(branch) for branch in branches)
+    views = branches if variance is None else [*branches, variance]
+    plain = all(is_plain(view) for view in views)
     settings = lookup("step", state.device, branches=len(branches), noise=seeds is not None)
     grid = (triton.cdiv(numel, settings["BLOCK"]) * batch,)
     with torch.cuda.device_of(state):
         step_kernel[grid](
             state,
-            tuple(branches),
-            tuple(branch.stride() for branch in branches),
+            tuple(views),
+            tuple(view.stride() for view in views),
             weights,
             table,
             evaluation,
@@ -152,6 +172,7 @@ def step(
             noise,
             net_input,
             first_bad,
+            bound,
             numel,
             pixels,
             weights.stride(0),
@@ -162,6 +183,8 @@ def step(
             BRANCHES=len(branches),
             PLAIN=plain,
             NOISE="given" if noise is not None else "none" if seeds is None else "drawn",
+            VARIANCE=variance is not None,
+            EXTRA=("none", "unclamped", "negative")[extra],
             COPIES=0 if net_input is None else net_input.shape[0] // batch,
             INDEX=tl.int32 if numel < 2**31 - settings["BLOCK"] else tl.int64,
             BLOCK=settings["BLOCK"],

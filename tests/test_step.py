@@ -7,7 +7,7 @@ import torch
 
 from fastguide import ops, reference
 from fastguide import table as tables
-from fastguide.table import Column
+from fastguide.table import Column, Extra
 
 EVALUATIONS = 3
 
@@ -39,14 +39,28 @@ def make(slots, branches, shape=(3, 4, 5, 7), dtype=torch.float32, kind="plain",
     }
 
 
-def expected(case, noise=None):
+def expected(case, noise=None, **extras):
     return reference.step(
         case["state"].double(),
         case["branches"],
         case["weights"][1],
         case["table"][1].double(),
         noise,
+        **extras,
     )
+
+
+def extras_of(case, kind):
+    """Every optional part of an update: learned variance, a bound per sample, another image."""
+    shape = case["state"].shape[1:]
+    like = case["branches"][0]
+    variance = layout(torch.rand(shape).mul(2).sub(1).to(like.dtype), kind)
+    case["table"][:, Column.SPREAD] = 0.7
+    return {
+        "variance": variance,
+        "bound": torch.rand(shape[0]) + 0.2,
+        "extra": Extra.NEGATIVE,
+    }
 
 
 def close(got, want, scale=1.0):
@@ -75,6 +89,42 @@ def test_any_shape_with_noise(shape, drawn):
     noise = reference.noise(seeds, 1, math.prod(shape[1:])).view(shape)
     want, _ = expected(case, noise)
     ops.step(**case, **({"seeds": seeds} if drawn else {"noise": noise.float()}))
+    close(case["state"], want, 2)
+
+
+@pytest.mark.parametrize("kind", ["plain", "channels", "last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("slots", "branches"), [(1, 1), (2, 2), (3, 3)])
+def test_variance_bound_and_extra(slots, branches, dtype, kind):
+    case = make(slots, branches, dtype=dtype, kind=kind)
+    noise = torch.randn(3, 4, 5, 7)
+    extras = extras_of(case, kind)
+    for part in ({}, *({name: value} for name, value in extras.items()), extras):
+        for extra in Extra:
+            now = {**case, "state": case["state"].clone()}
+            chosen = {**part, "extra": extra}
+            want, _ = expected(now, noise.double(), **chosen)
+            ops.step(**now, noise=noise, **chosen)
+            close(now["state"], want, 2 * slots)
+
+
+def test_each_extra_changes_the_result():
+    case = make(1, 2)
+    base = {**case, "state": case["state"].clone()}
+    ops.step(**base, noise=torch.ones(3, 4, 5, 7))
+    for name, value in [*extras_of(case, "plain").items(), ("extra", Extra.UNCLAMPED)]:
+        other = {**case, "state": case["state"].clone()}
+        ops.step(**other, noise=torch.ones(3, 4, 5, 7), **{name: value})
+        assert (other["state"] - base["state"]).abs().amax((0, 2, 3, 4)).min() > 1e-3, name
+
+
+def test_variance_scales_drawn_noise_too():
+    case = make(1, 1)
+    extras = extras_of(case, "plain")
+    seeds = torch.arange(3)
+    noise = reference.noise(seeds, 1, 4 * 5 * 7).view(3, 4, 5, 7)
+    want, _ = expected(case, noise, **extras)
+    ops.step(**case, seeds=seeds, **extras)
     close(case["state"], want, 2)
 
 
@@ -126,7 +176,7 @@ def test_casts_are_torchs_for_every_kind_of_number(dtype):
     # and the other way: a prediction of every half number is read as torch reads it
     every = torch.arange(65536).to(torch.int32).to(torch.uint16).view(dtype)
     every = every[every.isfinite()]
-    table[0, Column.MATRIX :] = torch.tensor([0.0, 1.0, 0.0])
+    table[0, Column.MATRIX :] = torch.tensor([0.0, 1.0, 0.0, 0.0])
     table[0, Column.OF_PREDICTION], table[0, Column.LOW], table[0, Column.HIGH] = (
         1,
         -math.inf,
@@ -223,6 +273,10 @@ BAD = [
     ("noise", lambda c: torch.zeros(3, 4, 5, 6), "noise is"),
     ("net_input", lambda c: torch.zeros(4, 4, 5, 7), "net_input is"),
     ("net_input", lambda c: torch.zeros(3, 4, 5, 7, dtype=torch.float64), "net_input is"),
+    ("variance", lambda c: c["branches"][0].half(), "variance is torch.float16"),
+    ("variance", lambda c: c["branches"][0][:2], r"variance is torch.float32 of shape \(2"),
+    ("bound", lambda c: torch.ones(4), "bound is torch.float32 of shape"),
+    ("extra", lambda c: 3, "extra is 3"),
     ("table", lambda c: c["table"].to("meta"), "table is on meta, but state is on cpu"),
 ]
 
@@ -250,6 +304,9 @@ def raw(case):
         case["first_bad"],
         3,
         3,
+        ops.as_planes(case["branches"][0], 1),
+        torch.rand(3) + 0.5,
+        1,
     )
 
 

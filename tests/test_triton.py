@@ -14,14 +14,14 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from test_step import EVALUATIONS, close, expected, make
+from test_step import EVALUATIONS, close, expected, extras_of, make
 
 import fastguide as fg
 from fastguide import ops, reference
 from fastguide import table as tables
 from fastguide.kernels import philox, tuning
 from fastguide.kernels.step import step
-from fastguide.table import Column
+from fastguide.table import Column, Extra
 
 SENTINEL = 77.0
 
@@ -53,7 +53,17 @@ def guarded(tensor):
     return view.copy_(tensor), buffer[tensor.numel() :]
 
 
-def launch(case, seeds=None, noise=None, net_input=None, reads=None, writes=None):
+def launch(
+    case,
+    seeds=None,
+    noise=None,
+    net_input=None,
+    reads=None,
+    writes=None,
+    variance=None,
+    bound=None,
+    extra=Extra.NONE,
+):
     """ops.step as it runs on a GPU; every output lies before a sentinel."""
     state, state_end = guarded(case["state"])
     bad, bad_end = guarded(case["first_bad"])
@@ -74,6 +84,9 @@ def launch(case, seeds=None, noise=None, net_input=None, reads=None, writes=None
         bad,
         everything if reads is None else reads,
         everything if writes is None else writes,
+        None if variance is None else ops.as_planes(variance, 1),
+        bound,
+        extra,
     )
     assert all((end == SENTINEL).all() for end in ends)
     return state, net_input, bad.tolist()
@@ -111,6 +124,21 @@ def interpreted_any_shape_with_noise(shape, noise, block):
     arguments, values = any_noise(noise, shape)
     want, _ = expected(case, values)
     close(launch(case, **arguments)[0], want, 2)
+
+
+@pytest.mark.parametrize("kind", ["plain", "channels", "last"])
+@pytest.mark.parametrize("noise", ["drawn", "given"])
+@pytest.mark.parametrize(("slots", "branches"), [(1, 1), (2, 2), (3, 3)])
+def interpreted_variance_bound_and_extra(slots, branches, noise, kind):
+    shape = (2, 3, 5, 7)
+    case = make(slots, branches, shape, torch.bfloat16, kind)
+    arguments, values = any_noise(noise, shape)
+    extras = extras_of(case, kind)
+    for part in ({}, *({name: value} for name, value in extras.items()), extras):
+        for extra in Extra:
+            chosen = {**part, "extra": extra}
+            want, _ = expected(case, values, **chosen)
+            close(launch(case, **arguments, **chosen)[0], want, 2 * slots)
 
 
 @pytest.mark.parametrize("kind", ["plain", "last"])
@@ -158,7 +186,7 @@ def interpreted_a_slot_not_read_does_not_leak_and_one_not_written_stays(block):
 def interpreted_a_slot_is_read_before_it_is_written():
     case = make(3, 1)
     swap = tables.matrix(case["table"][1])
-    swap[:] = torch.eye(3, 5).roll(1, 0)  # x from slot 2, slot 1 from x, slot 2 from slot 1
+    swap[:] = torch.eye(3, 6).roll(1, 0)  # x from slot 2, slot 1 from x, slot 2 from slot 1
     assert torch.equal(launch(case)[0], case["state"].roll(1, 0))
 
 
@@ -200,7 +228,7 @@ def interpreted_what_lies_past_a_sample_is_not_reported():
 @pytest.mark.parametrize("numel", [1, 105, 1500])
 def interpreted_noise_is_that_of_the_cpu(seed, numel, block):
     case = make(1, 0, (1, numel))
-    case["table"][1] = torch.tensor([0.0] * 7 + [1.0])  # x becomes the noise
+    case["table"][1] = torch.tensor([0.0] * 8 + [1.0, 0.0])  # x becomes the noise
     state, _, _ = launch(case, seeds=torch.tensor([seed]))
     torch.testing.assert_close(state[0], fg.noise([seed], (numel,), 1), rtol=1e-6, atol=1e-6)
 

@@ -20,6 +20,7 @@ from triton.runtime.jit import JITFunction
 from fastguide import ops
 from fastguide.kernels import tuning
 from fastguide.kernels.step import step, step_kernel
+from fastguide.table import Extra
 
 ARCHITECTURES = (80, 90)
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -106,6 +107,9 @@ def arguments(case, shape=(2, 4, 16, 16), reads=0xFF, writes=0xFF):
         inputs["first_bad"],
         reads,
         writes,
+        None,
+        None,
+        Extra.NONE,
     )
 
 
@@ -140,6 +144,20 @@ def test_step_fits_in_registers(case, shape, compiled, tmp_path):
     # of the 65,536 registers 80 leave room for 24 warps, and 64 for 32
     limit = 64 if case[0] <= 3 and case[1] <= 2 else 80
     check_resources(compiled(*arguments(case, shape)), limit, tmp_path)
+
+
+@pytest.mark.parametrize("extra", [Extra.UNCLAMPED, Extra.NEGATIVE])
+@pytest.mark.parametrize("case", [(1, 2, BF16, "drawn", "channels", 2), CASES[-1]], ids=name)
+def test_step_with_every_extra_fits_in_registers(case, extra, compiled, tmp_path):
+    plain = arguments(case)
+    variance, bound = plain[1][0], torch.ones(2)
+    kernel = compiled(*plain[:-3], variance, bound, extra)
+    check_resources(kernel, 80, tmp_path)
+    want = accesses(compiled(*plain))
+    found = accesses(kernel)
+    wide = {kind: n for kind, n in found.items() if " v" in kind}
+    if "channels" in case:  # one more branch to read, and all else stays
+        assert wide == {**{k: n for k, n in want.items() if " v" in k}, "ld v2.b32": 3}
 
 
 def test_step_with_offsets_of_64_bits(compiled, tmp_path):

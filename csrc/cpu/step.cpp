@@ -98,6 +98,9 @@ struct Arguments {
   Type input_type;
   int32_t* first_bad;
   int64_t reads, writes;
+  const Branch* variance;  // or null
+  const float* bound;      // or null
+  int64_t extra;
 };
 
 FASTGUIDE_CLONES void load_plain(float* __restrict out, const void* data, int64_t at, int64_t count,
@@ -128,8 +131,8 @@ void load_strided(float* out, const Branch& branch, int64_t sample, int64_t star
   }
 }
 
-void load(float* out, const Arguments& a, int64_t k, int64_t sample, int64_t start, int64_t count) {
-  const Branch& branch = a.branches[k];
+void load(float* out, const Arguments& a, const Branch& branch, int64_t sample, int64_t start,
+          int64_t count) {
   if (branch.plain) {
     load_plain(out, branch.data, sample * branch.batch + start, count, a.branch_type);
   } else {
@@ -154,6 +157,21 @@ FASTGUIDE_CLONES void denoise(float* __restrict guided, const float* __restrict 
     float value = of_x * x[i] + of_guided * guided[i];
     value = value < low ? low : value;
     guided[i] = value > high ? high : value;
+  }
+}
+
+FASTGUIDE_CLONES void affine(float* __restrict out, const float* __restrict x,
+                             const float* __restrict prediction, float of_x, float of_prediction,
+                             int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = of_x * x[i] + of_prediction * prediction[i];
+}
+
+FASTGUIDE_CLONES void threshold(float* __restrict image, float bound, int64_t count) {
+  const float inverse = 1.0f / bound;
+  for (int64_t i = 0; i < count; ++i) {
+    float value = image[i] < -bound ? -bound : image[i];
+    value = value > bound ? bound : value;
+    image[i] = inverse * value;
   }
 }
 
@@ -188,20 +206,25 @@ FASTGUIDE_CLONES void store_input(void* out, int64_t at, Type type, const float*
 }
 
 void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
-  alignas(64) float positive[kRun], other[kRun], guided[kRun], drawn[kRun];
+  alignas(64) float positive[kRun], other[kRun], guided[kRun], drawn[kRun], extra[kRun];
   alignas(64) float out[kMaxSlots][kRun];
   const int64_t slot_size = a.batch * a.numel, at = sample * a.numel + start;
   const float* x = a.state + at;
   const float* weight = a.weights + sample * a.weight_stride;
 
   if (a.branch_count > 0) {
-    load(positive, a, 0, sample, start, count);
+    const float of_x = a.row[kOfX], of_prediction = a.row[kOfPrediction];
+    load(positive, a, a.branches[0], sample, start, count);
     first_branch(guided, positive, weight[0], count);
+    if (a.extra == kNegative) affine(extra, x, positive, of_x, of_prediction, count);
     for (int64_t k = 1; k < a.branch_count; ++k) {
-      load(other, a, k, sample, start, count);
+      load(other, a, a.branches[k], sample, start, count);
       add_delta(guided, positive, other, weight[k], count);
+      if (k == 1 && a.extra == kNegative) affine(extra, x, other, of_x, of_prediction, count);
     }
-    denoise(guided, x, a.row[kOfX], a.row[kOfPrediction], a.row[kLow], a.row[kHigh], count);
+    if (a.extra == kUnclamped) affine(extra, x, guided, of_x, of_prediction, count);
+    denoise(guided, x, of_x, of_prediction, a.row[kLow], a.row[kHigh], count);
+    if (a.bound != nullptr) threshold(guided, a.bound[sample], count);
   }
   const float* noise = nullptr;
   if (a.noise != nullptr) {
@@ -211,11 +234,17 @@ void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
                  static_cast<uint64_t>(start / 4), count);
     noise = drawn;
   }
+  if (a.variance != nullptr && noise != nullptr) {
+    load(other, a, *a.variance, sample, start, count);
+    for (int64_t i = 0; i < count; ++i) drawn[i] = noise[i] * std::exp(a.row[kSpread] * other[i]);
+    noise = drawn;
+  }
+  const bool has_extra = a.extra != kNone && a.branch_count > 0;
 
   // every output reads the old slots, so all are formed before any is stored
   for (int64_t r = 0; r < a.slots; ++r) {
     if (!(a.writes >> r & 1)) continue;
-    const float* c = a.row + kMatrix + r * (a.slots + 2);
+    const float* c = a.row + kMatrix + r * (a.slots + 3);
     if (a.branch_count > 0) {
       scale(out[r], guided, c[a.slots], count);
     } else {
@@ -225,6 +254,7 @@ void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
       if (a.reads >> j & 1) add_scaled(out[r], a.state + j * slot_size + at, c[j], count);
     }
     if (noise != nullptr) add_scaled(out[r], noise, c[a.slots + 1], count);
+    if (has_extra) add_scaled(out[r], extra, c[a.slots + 2], count);
   }
   for (int64_t r = 0; r < a.slots; ++r) {
     if (a.writes >> r & 1) std::memcpy(a.state + r * slot_size + at, out[r], count * sizeof(float));
@@ -245,22 +275,25 @@ void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
           const at::Tensor& table, const at::Tensor& evaluation,
           const std::optional<at::Tensor>& seeds, const std::optional<at::Tensor>& noise,
           const std::optional<at::Tensor>& net_input, at::Tensor& first_bad, int64_t reads,
-          int64_t writes) {
+          int64_t writes, const std::optional<at::Tensor>& variance,
+          const std::optional<at::Tensor>& bound, int64_t extra) {
   const int64_t slots = state.size(0), batch = state.size(1);
   const int64_t pixels = state.size(3), numel = state.size(2) * pixels;
   const int64_t e = evaluation.item<int64_t>();
   // what protects memory; everything else is checked in fastguide/ops.py
   TORCH_CHECK(state.dim() == 4 && state.is_contiguous() && slots <= kMaxSlots && e >= 0 &&
                   e < table.size(0) && e < weights.size(0) && table.is_contiguous() &&
-                  table.size(1) >= kMatrix + slots * (slots + 2) &&
+                  table.size(1) >= kMatrix + slots * (slots + 3) &&
                   weights.size(2) >= static_cast<int64_t>(branches.size()),
               "step: call fastguide.ops.step");
   at::SmallVector<Branch, 8> views;
-  for (const at::Tensor& branch : branches) {
+  const auto view = [pixels](const at::Tensor& branch) {
     const int64_t outer = branch.stride(1), inner = branch.stride(2);
     const bool plain = (pixels == 1 || inner == 1) && (branch.size(1) == 1 || outer == pixels);
-    views.push_back({branch.const_data_ptr(), branch.stride(0), outer, inner, plain});
-  }
+    return Branch{branch.const_data_ptr(), branch.stride(0), outer, inner, plain};
+  };
+  for (const at::Tensor& branch : branches) views.push_back(view(branch));
+  const Branch variance_view = variance ? view(*variance) : Branch{};
   Arguments a{};
   a.state = state.mutable_data_ptr<float>();
   a.slots = slots, a.batch = batch, a.numel = numel, a.pixels = pixels;
@@ -277,6 +310,9 @@ void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
   a.input_type = net_input ? type_of(*net_input) : Type::kFloat;
   a.first_bad = first_bad.mutable_data_ptr<int32_t>();
   a.reads = reads, a.writes = writes;
+  a.variance = variance ? &variance_view : nullptr;
+  a.bound = bound ? bound->const_data_ptr<float>() : nullptr;
+  a.extra = extra;
 
   const int64_t runs = (numel + kRun - 1) / kRun;
   constexpr int64_t kGrain = 8;  // below some 4,000 elements a second thread costs more than it saves
