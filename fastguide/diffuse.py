@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,15 +19,21 @@ def alpha_sigma(process: VP | EDM | Flow, t: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - t, t
     table = torch.tensor(process.log_ratios, dtype=torch.float64, device=t.device)
     low = t.long().clamp(0, process.timesteps - 2)
-    return from_ratio(process, torch.lerp(table[low], table[low + 1], t - low).exp())
+    if not math.isinf(process.log_ratios[-1]):
+        return from_ratio(process, torch.lerp(table[low], table[low + 1], t - low).exp())
+    table[-1] = table[-2]  # then the line below gives alpha at timesteps - 2 in the last interval
+    alpha, sigma = from_ratio(process, torch.lerp(table[low], table[low + 1], t - low).exp())
+    last = low == process.timesteps - 2
+    alpha = torch.where(last, alpha * (1 - (t - low)), alpha)
+    return alpha, torch.where(last, ((1 - alpha) * (1 + alpha)).sqrt(), sigma)
 
 
 def from_ratio(process: VP | EDM | Flow, ratio: Tensor) -> tuple[Tensor, Tensor]:
-    """(alpha, sigma), shaped like `ratio` = sigma / alpha."""
+    """(alpha, sigma), shaped like `ratio` = sigma / alpha; inf is pure noise, of VP and flow."""
     if isinstance(process, EDM):
         return torch.ones_like(ratio), ratio
     alpha = 1 / (1 + ratio) if isinstance(process, Flow) else (1 + ratio.square()).rsqrt()
-    return alpha, alpha * ratio
+    return alpha, torch.where(ratio.isinf(), 1.0, alpha * ratio)
 
 
 def prediction_of(
@@ -42,6 +50,11 @@ def prediction_of(
         ratio, data = sigma / alpha, prediction.sigma_data
         norm = (ratio.square() + data**2).sqrt()
         return (clean - data**2 / norm.square() * x / alpha) / (ratio * data / norm)
+    if prediction.name == "consistency":
+        ratio, data = sigma / alpha, prediction.sigma_data
+        above = ratio - prediction.sigma_min
+        skip = data**2 / (above.square() + data**2)
+        return (clean - skip * x / alpha) * (ratio.square() + data**2).sqrt() / (above * data)
     noise = (x - alpha * clean) / sigma
     if prediction.name == "eps":
         return noise
@@ -51,9 +64,9 @@ def prediction_of(
 def net_input(
     prediction: Prediction, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(network input, network time): `c_in x`, and log(sigma) / 4 instead of `t` for edm."""
-    if prediction.name != "edm":
+    """(network input, network time) as `Prediction.input_scale` and `.net_time` say."""
+    if prediction.name not in ("edm", "consistency"):
         return x, t
     ratio = sigma / alpha
     scaled = x / (alpha * (ratio.square() + prediction.sigma_data**2).sqrt())
-    return scaled, 0.25 * ratio.flatten().log()
+    return scaled, (0.25 if prediction.name == "edm" else 250.0) * ratio.flatten().log()

@@ -74,6 +74,6 @@ def _value(kind: str, part: str, text: str) -> float | str | bool:
     try:
         return float(text)
     except ValueError:
-        if text.isidentifier():
+        if text.isidentifier() or all(part.isdigit() for part in text.split("+")):
             return text
         raise ValueError(f"{kind} option {part!r} should be name=value") from None

@@ -6,11 +6,13 @@ Everything here is Python floats in double precision; the loop never sees it, on
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal, Protocol, get_args
 
-PredictionName = Literal["eps", "x0", "v", "flow", "edm"]
+PredictionName = Literal["eps", "x0", "v", "flow", "edm", "consistency"]
 BetaName = Literal["linear", "scaled_linear", "cosine"]
 
 
@@ -46,31 +48,56 @@ class VP:
     """Variance-preserving process of DDPM (Ho et al. 2020), `alpha^2 = prod(1 - beta)`.
 
     `t` counts the training steps from 0 to `timesteps - 1` and may be fractional: log(sigma /
-    alpha) is interpolated. `betas`: "linear" (DDPM), "scaled_linear" (Stable Diffusion) or "cosine"
-    (Nichol and Dhariwal 2021; `beta_start` and `beta_end` are not used).
+    alpha) is interpolated.
+
+    Args:
+        betas: "linear" (DDPM), "scaled_linear" (Stable Diffusion), "cosine" (Nichol and Dhariwal
+            2021; `beta_start` and `beta_end` are not used) or the `timesteps` numbers themselves
+            (see `from_betas`), each in (0, 1), the last also 1.
+        zero_terminal_snr: rescale so that the last level is pure noise (Lin et al. 2023, algorithm
+            1): sqrt(abar) minus its last value, times what keeps the first. There alpha is exactly
+            0, which `eps` cannot serve. log(sigma / alpha) is inf, so between the last two
+            timesteps alpha is interpolated instead.
     """
 
-    betas: BetaName = "linear"
+    betas: BetaName | tuple[float, ...] = "linear"
     beta_start: float = 1e-4
     beta_end: float = 0.02
     timesteps: int = 1000
+    zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
-        if self.betas not in get_args(BetaName):
-            raise ValueError(
-                f"betas is {self.betas!r}, but it should be one of {get_args(BetaName)}"
-            )
         if self.timesteps < 2:
             raise ValueError(f"timesteps is {self.timesteps}, but it should be 2 or more")
+        if isinstance(self.betas, str):
+            if self.betas not in get_args(BetaName):
+                raise ValueError(
+                    f"betas is {self.betas!r}, but it should be one of {get_args(BetaName)}"
+                )
+        else:
+            # a tuple, whatever it was: equal and hashable also after a round trip through JSON
+            object.__setattr__(self, "betas", _checked_betas(self.betas, self.timesteps))
         if not 0.0 < self.beta_start < self.beta_end < 1.0:
             raise ValueError(
                 f"beta_start, beta_end are {self.beta_start}, {self.beta_end}, "
                 "but they should satisfy 0 < beta_start < beta_end < 1"
             )
 
+    @classmethod
+    def from_betas(cls, betas: Iterable[float], zero_terminal_snr: bool = False) -> VP:
+        """The process of the given betas; `timesteps` is their number."""
+        values = tuple(betas)
+        return cls(betas=values, timesteps=len(values), zero_terminal_snr=zero_terminal_snr)
+
     @cached_property
     def beta_table(self) -> tuple[float, ...]:
-        """The `timesteps` betas."""
+        """The `timesteps` betas; the last is 1 where the last level is pure noise."""
+        betas = self._named_betas()
+        return _zero_terminal(betas) if self.zero_terminal_snr else betas
+
+    def _named_betas(self) -> tuple[float, ...]:
+        if isinstance(self.betas, tuple):
+            return self.betas
         n = self.timesteps
         if self.betas == "cosine":
 
@@ -86,9 +113,14 @@ class VP:
 
     @cached_property
     def log_ratios(self) -> tuple[float, ...]:
-        """log(sigma / alpha) at t = 0, 1, ..., timesteps - 1: strictly increasing."""
+        """log(sigma / alpha) at t = 0, 1, ..., timesteps - 1: strictly increasing, the last may be
+        inf.
+        """
         out, log_abar = [], 0.0
         for beta in self.beta_table:
+            if beta == 1.0:
+                out.append(math.inf)
+                continue
             log_abar += math.log1p(-beta)
             out.append(0.5 * (math.log(-math.expm1(log_abar)) - log_abar))
         return tuple(out)
@@ -107,7 +139,10 @@ class VP:
             raise ValueError(f"t is {t}, but it should lie in [0, {self.t_max:g}]")
         low = min(int(t), self.timesteps - 2)
         w = t - low
-        return _vp_level(t, (1 - w) * self.log_ratios[low] + w * self.log_ratios[low + 1])
+        left, right = self.log_ratios[low], self.log_ratios[low + 1]
+        if math.isinf(right):
+            return _vp_level_at_alpha(t, (1 - w) * _vp_level(low, left).alpha)
+        return _vp_level(t, (1 - w) * left + w * right)
 
     def at_ratio(self, ratio: float) -> Level:
         """The level whose sigma / alpha is `ratio`, clipped to the trained range; 0 is the data."""
@@ -117,6 +152,10 @@ class VP:
         table = self.log_ratios
         if want <= table[0]:
             return _vp_level(0.0, table[0])
+        if math.isinf(table[-1]) and want > table[-2]:
+            alpha = 1.0 / math.hypot(1.0, ratio)
+            share = alpha / _vp_level(0.0, table[-2]).alpha
+            return _vp_level_at_alpha(self.t_max - share, alpha)
         if want >= table[-1]:
             return _vp_level(self.t_max, table[-1])
         low, high = 0, self.timesteps - 1
@@ -196,17 +235,56 @@ def _vp_level(t: float, log_ratio: float) -> Level:
     return Level(t, alpha, ratio * alpha)
 
 
+def _vp_level_at_alpha(t: float, alpha: float) -> Level:
+    return Level(t, alpha, math.sqrt((1.0 - alpha) * (1.0 + alpha)))  # (0, 1) exactly at alpha 0
+
+
+def _checked_betas(betas: Iterable[float], timesteps: int) -> tuple[float, ...]:
+    try:
+        values = tuple(float(beta) for beta in betas)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"betas is {betas!r}, but it should be one of {get_args(BetaName)} or numbers"
+        ) from None
+    if len(values) != timesteps:
+        raise ValueError(
+            f"timesteps is {timesteps}, but betas has {len(values)} numbers; "
+            "VP.from_betas counts them"
+        )
+    for i, beta in enumerate(values):
+        last = i == timesteps - 1
+        if not (0.0 < beta < 1.0 or (last and beta == 1.0)):
+            raise ValueError(
+                f"betas[{i}] is {beta}, but it should lie in (0, 1{']' if last else ')'}"
+            )
+    return values
+
+
+def _zero_terminal(betas: tuple[float, ...]) -> tuple[float, ...]:
+    """`s_t = (r_t - r_(T-1)) r_0 / (r_0 - r_(T-1))`, r = sqrt(abar), as betas (Lin et al. 2023,
+    algorithm 1).
+    """
+    roots, root = [], 1.0  # sqrt(abar)
+    for beta in betas:
+        root *= math.sqrt(1.0 - beta)
+        roots.append(root)
+    moved = [root - roots[-1] for root in roots]  # the scale cancels in the ratios
+    return (betas[0], *(1.0 - (to / now) ** 2 for now, to in pairwise(moved)))
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What the network returns, as an affine map of (x, prediction) to the denoised image.
 
     `eps`: the noise n. `x0`: the image. `v`: `alpha n - sigma x_0` (Salimans and Ho 2022).
     `flow`: `n - x_0`. `edm`: F of EDM, with `denoised = c_skip x + c_out F` (Karras et al. 2022,
-    table 1) in the coordinates x / alpha, sigma / alpha.
+    table 1) in the coordinates x / alpha, sigma / alpha. `consistency`: F of a consistency model
+    (Song et al. 2023, appendix C), whose skip connection is the identity at `sigma_min`.
     """
 
     name: PredictionName
     sigma_data: float = 0.5
+    sigma_min: float = 0.002
 
     def __post_init__(self) -> None:
         if self.name not in get_args(PredictionName):
@@ -215,6 +293,8 @@ class Prediction:
             )
         if not 0.0 < self.sigma_data < math.inf:
             raise ValueError(f"sigma_data is {self.sigma_data}, but it should be positive")
+        if not 0.0 <= self.sigma_min < math.inf:
+            raise ValueError(f"sigma_min is {self.sigma_min}, but it should not be negative")
 
     def denoised(self, level: Level) -> tuple[float, float]:
         """(a, b) with `denoised = a x + b prediction` at `level`."""
@@ -235,14 +315,21 @@ class Prediction:
             return 1.0 / alpha, -sigma / alpha
         ratio, data = sigma / alpha, self.sigma_data
         square = ratio * ratio + data * data
+        if self.name == "consistency":
+            above = ratio - self.sigma_min
+            return data * data / (above**2 + data**2) / alpha, above * data / math.sqrt(square)
         return data * data / square / alpha, ratio * data / math.sqrt(square)
 
     def input_scale(self, level: Level) -> float:
         """c_in: the network sees `c_in x`."""
-        if self.name != "edm":
+        if self.name not in ("edm", "consistency"):
             return 1.0
         return 1.0 / (level.alpha * math.hypot(level.ratio, self.sigma_data))
 
     def net_time(self, level: Level) -> float:
-        """What the network is given as its time: t, or log(sigma) / 4 for `edm`."""
-        return 0.25 * math.log(level.ratio) if self.name == "edm" else level.t
+        """What the network is given as its time: t; for `edm` log(sigma) / 4, for `consistency`
+        1000 times that.
+        """
+        if self.name not in ("edm", "consistency"):
+            return level.t
+        return (0.25 if self.name == "edm" else 250.0) * math.log(level.ratio)

@@ -1,12 +1,17 @@
 """Processes and predictions against their definitions."""
 
+import json
 import math
+from dataclasses import asdict
+from itertools import pairwise
 
+import exact
 import pytest
 import torch
 
 import fastguide as fg
-from fastguide.diffuse import alpha_sigma, net_input, prediction_of
+from fastguide.diffuse import alpha_sigma, from_ratio, net_input, prediction_of
+from fastguide.nets import GaussianMixture
 
 LEVELS = {
     "vp": fg.VP("linear").level(417.25),
@@ -40,6 +45,136 @@ def test_cosine_betas_follow_the_squared_cosine_until_they_are_clipped():
 
     assert vp.level(499).alpha ** 2 == pytest.approx(f(0.5) / f(0), rel=1e-9)
     assert max(vp.beta_table) == 0.999
+
+
+PURE = fg.VP("scaled_linear", 0.00085, 0.012, zero_terminal_snr=True)
+
+
+def test_zero_terminal_snr_moves_and_scales_the_root_of_abar():
+    plain = fg.VP("scaled_linear", 0.00085, 0.012)
+    roots = [plain.level(t).alpha for t in range(1000)]
+    for t in (0, 1, 100, 500, 900, 998):
+        moved = roots[0] / (roots[0] - roots[-1]) * (roots[t] - roots[-1])
+        assert PURE.level(t).alpha == pytest.approx(moved, rel=1e-9)
+    assert PURE.level(999) == fg.Level(999, 0.0, 1.0)
+    assert PURE.level(999).ratio == math.inf
+    assert PURE.beta_table[-1] == 1.0
+    assert PURE.beta_table[0] == plain.beta_table[0]
+    product = 1.0
+    for t, beta in enumerate(PURE.beta_table[:-1]):
+        product *= 1 - beta
+        assert PURE.level(t).alpha ** 2 == pytest.approx(product, rel=1e-9)
+
+
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear", "cosine"])
+def test_between_the_last_two_timesteps_of_zero_snr_alpha_is_linear(betas):
+    pure = fg.VP(betas, timesteps=50, zero_terminal_snr=True)
+    alpha = pure.level(48).alpha
+    shares = [i / 8 for i in range(9)]
+    levels = [pure.level(48 + share) for share in shares]
+    for share, level in zip(shares, levels, strict=True):
+        assert level.alpha == pytest.approx((1 - share) * alpha, rel=1e-12)
+        assert math.hypot(level.alpha, level.sigma) == pytest.approx(1, abs=1e-15)
+        assert pure.at_ratio(level.ratio).t == pytest.approx(level.t, abs=1e-9)
+        assert pure.at_ratio(level.ratio).alpha == pytest.approx(level.alpha, rel=1e-12)
+    for now, to in pairwise([pure.level(47.9), *levels]):
+        assert now.ratio < to.ratio
+    assert pure.level(48 - 1e-9).alpha == pytest.approx(alpha, rel=1e-6)  # no jump
+    assert pure.at_ratio(math.inf) == fg.Level(49.0, 0.0, 1.0)
+    assert pure.at_ratio(1e300) == fg.Level(49.0, pytest.approx(1e-300), 1.0)
+    assert fg.VP("linear").at_ratio(math.inf).t == 999.0  # clipped, as ever
+
+
+def test_tensor_levels_of_zero_snr_equal_the_floats():
+    times = [0.0, 3.7, 500.0, 997.25, 998.0, 998.5, 998.999, 999.0]
+    alpha, sigma = alpha_sigma(PURE, torch.tensor(times, dtype=torch.float64))
+    for i, level in enumerate(map(PURE.level, times)):
+        assert alpha[i].item() == pytest.approx(level.alpha, rel=1e-9)
+        assert sigma[i].item() == pytest.approx(level.sigma, rel=1e-9)
+    assert (alpha[-1].item(), sigma[-1].item()) == (0.0, 1.0)
+    for process in (PURE, fg.Flow()):
+        ratio = torch.tensor([0.0, 1.0, math.inf], dtype=torch.float64)
+        alpha, sigma = from_ratio(process, ratio)
+        assert (alpha[0].item(), sigma[0].item()) == (1.0, 0.0)
+        assert (alpha[2].item(), sigma[2].item()) == (0.0, 1.0)
+
+
+def gaussian(mean, std):
+    means = torch.full((1, 1), mean, dtype=torch.float64)
+    return GaussianMixture(means, [std], [1.0], PURE, fg.Prediction("v"))
+
+
+@pytest.mark.parametrize(
+    ("solver", "order"), [(fg.ddim, 1), (fg.euler, 1), (fg.heun, 2), (fg.dpmpp_2m, 2)], ids=repr
+)
+def test_solvers_keep_their_order_from_pure_noise(solver, order):
+    mean, std = 0.7, 0.6
+    start = torch.linspace(-2, 2, 9, dtype=torch.float64).unsqueeze(1)
+    errors = []
+    for steps in (50, 100):
+        levels = fg.Levels.from_times(PURE, [999 - 899 * i / steps for i in range(steps + 1)])
+        levels = fg.Levels(PURE, levels.points[:-1])
+        assert levels.points[0] == fg.Level(999, 0.0, 1.0)
+        out = exact.run_in_fp64(levels, solver, gaussian(mean, std), fg.Prediction("v"), start)
+        last = levels.points[-1]
+        expected = last.alpha * mean + math.hypot(last.alpha * std, last.sigma) * start
+        errors.append((out - expected).abs().max().item())
+    assert math.log2(errors[0] / errors[1]) > order - 0.1
+    assert errors[1] < 0.01
+
+
+def test_ddpm_from_pure_noise_gives_the_marginal():
+    mean, std, count = 0.7, 0.6, 6000
+    start = fg.noise(range(count), (1,)).double()
+    out = exact.run_in_fp64(
+        fg.trailing.run(PURE, 60), fg.ddpm, gaussian(mean, std), fg.Prediction("v"), start
+    )
+    # 4 standard errors of a mean and of a standard deviation, and the steps' discretisation
+    assert out.mean().item() == pytest.approx(mean, abs=4 * std / count**0.5 + 0.01)
+    assert out.std().item() == pytest.approx(std, abs=4 * std / (2 * count) ** 0.5 + 0.03)
+
+
+def test_eps_is_refused_at_zero_snr():
+    with pytest.raises(ValueError, match=r"prediction is 'eps'.*alpha is 0"):
+        fg.Prediction("eps").denoised(PURE.level(999))
+
+
+def test_spacings_in_sigma_start_just_below_pure_noise():
+    for spacing in (fg.karras, fg.exponential):
+        levels = spacing.run(PURE, 10)
+        assert levels.points[0].ratio == pytest.approx(PURE.level(998).ratio)
+        assert levels.points[0].alpha > 0.0
+    levels = fg.Levels.from_sigmas(PURE, [math.inf, 10.0, 1.0])
+    assert levels.points[0] == fg.Level(999, 0.0, 1.0)
+
+
+def test_given_betas_are_those_of_the_process():
+    linear = fg.VP("linear", timesteps=20)
+    given = fg.VP.from_betas(list(linear.beta_table))
+    assert given.timesteps == 20
+    assert given.betas == linear.beta_table
+    for t in (0, 3.5, 19):
+        assert given.level(t) == linear.level(t)
+    ends = fg.VP.from_betas([0.1, 0.5, 1.0])
+    assert ends.level(2) == fg.Level(2, 0.0, 1.0)
+    assert ends.level(1).alpha ** 2 == pytest.approx(0.9 * 0.5)
+    pure = fg.VP("linear", timesteps=20, zero_terminal_snr=True)
+    assert fg.VP.from_betas(linear.beta_table, zero_terminal_snr=True).log_ratios == pure.log_ratios
+
+
+@pytest.mark.parametrize(
+    "vp", [fg.VP("cosine"), PURE, fg.VP.from_betas([0.1, 0.2, 0.7], zero_terminal_snr=True)]
+)
+def test_vp_survives_json(vp):
+    back = fg.VP(**json.loads(json.dumps(asdict(vp))))
+    assert back == vp
+    assert hash(back) == hash(vp)
+    assert back.log_ratios == vp.log_ratios
+
+
+def test_descriptions_without_the_newer_fields_still_load():
+    old = {"betas": "linear", "beta_start": 1e-4, "beta_end": 0.02, "timesteps": 1000}
+    assert fg.VP(**old) == fg.VP("linear")
 
 
 def test_level_and_at_ratio_are_inverse(process):
@@ -106,6 +241,12 @@ def test_a_prediction_that_says_nothing_at_alpha_zero_is_an_error(name):
     ("make", "message"),
     [
         (lambda: fg.VP("quadratic"), "betas is 'quadratic'"),
+        (lambda: fg.VP(3), "betas is 3, but"),
+        (lambda: fg.VP(("a", "b")), r"betas is \('a', 'b'\), but"),
+        (lambda: fg.VP((0.1, 0.2)), "timesteps is 1000, but betas has 2 numbers"),
+        (lambda: fg.VP.from_betas([0.1, 0.0]), r"betas\[1\] is 0.0, but .* \(0, 1\]"),
+        (lambda: fg.VP.from_betas([1.0, 0.1]), r"betas\[0\] is 1.0, but .* \(0, 1\)"),
+        (lambda: fg.VP.from_betas([0.1]), "timesteps is 1"),
         (lambda: fg.VP(timesteps=1), "timesteps is 1"),
         (lambda: fg.VP(beta_start=0.5, beta_end=0.1), "beta_start, beta_end are 0.5, 0.1"),
         (lambda: fg.EDM(sigma_min=3, sigma_max=1), "sigma_min, sigma_max are 3, 1"),

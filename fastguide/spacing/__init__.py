@@ -1,0 +1,68 @@
+"""Which noise levels a run of N steps visits: levels of falling noise, and the data after them.
+
+Every spacing is a function of (process, steps, options) that returns `Levels`.
+"""
+
+from fastguide.options import Configured
+from fastguide.process import EDM, VP, Process
+from fastguide.spacing.levels import Levels
+from fastguide.spacing.quantiles import beta
+from fastguide.spacing.sigmas import exponential, karras, polyexponential
+from fastguide.spacing.times import linspace, sgm_uniform, shifted, shifted_by_size
+from fastguide.spacing.timesteps import ddim_stride, leading, quadratic, respaced, trailing
+
+SPACINGS: dict[str, Configured[Levels]] = {
+    spacing.name: spacing
+    for spacing in (
+        leading,
+        trailing,
+        quadratic,
+        ddim_stride,
+        respaced,
+        linspace,
+        sgm_uniform,
+        shifted,
+        shifted_by_size,
+        karras,
+        exponential,
+        polyexponential,
+        beta,
+    )
+}
+
+
+def default_spacing(process: Process) -> Configured[Levels]:
+    """trailing for VP, karras for EDM, linspace for flow."""
+    return trailing if isinstance(process, VP) else karras if isinstance(process, EDM) else linspace
+
+
+def make_levels(process: Process, steps: int, spacing: Configured[Levels] | None = None) -> Levels:
+    """The levels of `steps` steps.
+
+    Raises:
+        ValueError: steps < 1, or a spacing that the process does not have.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps is {steps!r}, but it should be an int of 1 or more")
+    return (spacing or default_spacing(process)).run(process, steps)
+
+
+__all__ = [
+    "SPACINGS",
+    "Levels",
+    "beta",
+    "ddim_stride",
+    "default_spacing",
+    "exponential",
+    "karras",
+    "leading",
+    "linspace",
+    "make_levels",
+    "polyexponential",
+    "quadratic",
+    "respaced",
+    "sgm_uniform",
+    "shifted",
+    "shifted_by_size",
+    "trailing",
+]

@@ -1,0 +1,86 @@
+"""The levels of a run, whoever chose them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from fastguide.process import EDM, Level, Process, data_level
+
+ROUNDING = 0.01  # published lists of sigmas are rounded to 2 or 3 digits
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The levels of a run, noisiest first, the last one usually the data; and their process."""
+
+    process: Process
+    points: tuple[Level, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.points) < 2:
+            raise ValueError(f"levels has {len(self.points)} points, but a run needs 2 or more")
+        for now, to in pairwise(self.points):
+            if not to.ratio < now.ratio:
+                raise ValueError(f"levels should fall in sigma / alpha, but {to} follows {now}")
+
+    def steps(self) -> Iterator[tuple[Level, Level]]:
+        """(now, to) for each step."""
+        return pairwise(self.points)
+
+    @classmethod
+    def from_times(cls, process: Process, times: Iterable[float]) -> Levels:
+        """The levels at the falling `times`, in the units of `process`, and the data after them.
+
+        Flow and EDM reach the data at t = 0, which may end the list; VP's t = 0 still has noise.
+
+        Raises:
+            ValueError: times that do not fall, that the process does not have, or none but the
+                data.
+        """
+        return cls(process, _points("times", times, process.level))
+
+    @classmethod
+    def from_sigmas(cls, process: Process, sigmas: Iterable[float]) -> Levels:
+        """The levels whose sigma / alpha are the falling `sigmas`, and the data after them.
+
+        This is the sigma of EDM and of k-diffusion; 0, the data, may end the list, and inf is pure
+        noise. Published lists are rounded, so up to 1 % outside the trained range is taken as its
+        end.
+
+        Raises:
+            ValueError: sigmas that do not fall, that the process does not have, or none but the
+                data.
+        """
+        low, high = process.level(process.t_min).ratio, process.level(process.t_max).ratio
+        if isinstance(process, EDM):  # a network of log(sigma) has no hard ends
+            low, high = 0.0, math.inf
+
+        def level(sigma: float) -> Level:
+            if sigma and not low * (1.0 - ROUNDING) <= sigma <= high * (1.0 + ROUNDING):
+                raise ValueError(f"sigma / alpha should be 0 or lie in [{low:g}, {high:g}]")
+            return process.at_ratio(sigma)
+
+        return cls(process, _points("sigmas", sigmas, level))
+
+
+def _points(
+    name: str, given: Iterable[float], level: Callable[[float], Level]
+) -> tuple[Level, ...]:
+    """The levels of falling values, each named in its error, and the data after them."""
+    values = tuple(float(value) for value in given)
+    points: list[Level] = []
+    for i, value in enumerate(values):
+        if i and not value < values[i - 1]:
+            raise ValueError(f"{name}[{i}] is {value}, but it should be below {values[i - 1]}")
+        try:
+            points.append(level(value))
+        except ValueError as error:
+            raise ValueError(f"{name}[{i}] is {value}: {error}") from None
+    if not points or points[0].sigma == 0.0:
+        raise ValueError(f"{name} is {values}, but a run needs a level with noise")
+    if points[-1].sigma > 0.0:
+        points.append(data_level())
+    return tuple(points)
