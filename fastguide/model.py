@@ -29,6 +29,8 @@ class Model:
         heads: predictions in one output, as consecutive slices of its channels.
         negative: whether the second head predicts for a second, negative condition; `cond` is then
             the pair (cond, negative).
+        variance: whether the network returns 2 C channels, the second half a variance per element
+            in [-1, 1] (ADM, DiT-XL/2): what `ddpm(variance="learned")` reads.
         class_names: names of the class labels, where the condition is one.
     """
 
@@ -40,6 +42,12 @@ class Model:
     heads: int = 1
     negative: bool = False
     class_names: tuple[str, ...] = ()
+    variance: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """How many times C channels the network returns."""
+        return 2 if self.variance else self.heads
 
     def __post_init__(self) -> None:
         if not callable(self.net):
@@ -50,3 +58,5 @@ class Model:
             raise ValueError(f"heads is {self.heads}, but it should be 1 or 2")
         if self.negative and self.heads != 2:
             raise ValueError("negative is True, but a negative condition needs heads=2")
+        if self.variance and self.heads != 1:
+            raise ValueError(f"variance is True with heads {self.heads}, but it needs heads=1")

@@ -20,6 +20,7 @@ from fastguide.model import Model
 from fastguide.options import Configured, by_name
 from fastguide.solvers import Solver, ddim, solver_by_name
 from fastguide.spacing import SPACINGS, Levels, make_levels
+from fastguide.threshold import DynamicThreshold
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -44,7 +45,8 @@ class Sampler:
         steps: solver steps, 1 or more.
         spacing: which levels the steps visit, or its name; by default the process's usual one.
         levels: the levels themselves, instead of `steps` and `spacing`.
-        clamp: bound of the denoised image: a number for [-clamp, clamp], or a pair.
+        clamp: bound of the denoised image: a number for [-clamp, clamp], a pair, or a
+            `DynamicThreshold`. The noise that x holds is that beside the clamped image, as in ADM.
         dtype: the network's dtype: fp32, bf16 or fp16; by default its own. Where it differs the
             sampler makes a copy of the network (`load(..., dtype=)` saves that). x stays fp32.
         shape: of one sample, by default the model's; the network must be able to take it.
@@ -62,7 +64,7 @@ class Sampler:
         steps: int = 25,
         spacing: Configured[Levels] | str | None = None,
         levels: Levels | None = None,
-        clamp: float | tuple[float, float] | None = None,
+        clamp: float | tuple[float, float] | DynamicThreshold | None = None,
         dtype: torch.dtype | None = None,
         shape: Sequence[int] | None = None,
         device: torch.device | str | None = None,
@@ -97,6 +99,11 @@ class Sampler:
             _bounds(clamp),
         )
         self.plan = make_plan(*self._plan_arguments, device=self.device)
+        if self.plan.learned and not model.variance:
+            raise ValueError(
+                f"solver is {solver}, which needs a network that predicts a variance, but "
+                "model.variance is False"
+            )
         self._preview_plan: Plan | None = None
         self._lock = threading.Lock()
 
@@ -137,7 +144,7 @@ class Sampler:
         )
         plan = self.plan if callback is None else self._with_preview()
         samples, first_bad = run(
-            plan, self.net, inputs, self.shape, self.dtype, self.model.heads, callback
+            plan, self.net, inputs, self.shape, self.dtype, self.model.outputs, callback
         )
         if check:
             _check_finite(plan, samples, first_bad, rows)
@@ -205,7 +212,7 @@ def sample(
     negative: Any = None,
     spacing: Configured[Levels] | str | None = None,
     levels: Levels | None = None,
-    clamp: float | tuple[float, float] | None = None,
+    clamp: float | tuple[float, float] | DynamicThreshold | None = None,
     dtype: torch.dtype | None = None,
     shape: Sequence[int] | None = None,
     device: torch.device | str | None = None,
@@ -256,9 +263,11 @@ def _net_as(model: Model, dtype: torch.dtype | None) -> tuple[Any, torch.dtype]:
     return copy.deepcopy(model.net).to(dtype), dtype
 
 
-def _bounds(clamp: float | tuple[float, float] | None) -> tuple[float, float] | None:
-    if clamp is None:
-        return None
+def _bounds(
+    clamp: float | tuple[float, float] | DynamicThreshold | None,
+) -> tuple[float, float] | DynamicThreshold | None:
+    if clamp is None or isinstance(clamp, DynamicThreshold):
+        return clamp
     low, high = (-clamp, clamp) if isinstance(clamp, (int, float)) else clamp
     if not low < high or math.isnan(low) or math.isnan(high):
         raise ValueError(

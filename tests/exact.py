@@ -60,5 +60,10 @@ def run_in_fp64(levels, solver, net, prediction, start):
         noise = start if e == 0 else None
         if e and row.draws:
             noise = reference.noise(seeds, e, start[0].numel()).view(batch, *shape)
-        state, _ = reference.step(state, branches, plan.weights[e], plan.table[e], noise)
+        new, _ = reference.step(
+            state, branches, plan.weights[e], plan.table[e], noise, extra=row.extra
+        )
+        for slot in range(len(plan.slots)):
+            if row.writes >> slot & 1:
+                state[slot] = new[slot]
     return state[0]

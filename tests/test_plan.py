@@ -8,7 +8,7 @@ import fastguide as fg
 from fastguide import table as tables
 from fastguide.engine.plan import make_plan
 from fastguide.guidance import POSITIVE, Branch
-from fastguide.table import Column
+from fastguide.table import Column, Extra
 
 
 def plan_for(process, guidance=None, solver=fg.ddim, steps=6, **kwargs):
@@ -21,7 +21,7 @@ def test_start_and_one_row_per_update():
     assert len(plan.rows) == 1 + 11
     assert plan.evaluations == 11
     start = tables.matrix(plan.table[0])
-    assert start[0].tolist() == [0, 0, 0, 80.0]  # x = 80 noise; slots are x and half
+    assert start[0].tolist() == [0, 0, 0, 80.0, 0]  # x = 80 noise; slots are x and half
     assert plan.rows[0].draws
     assert not any(row.draws for row in plan.rows[1:])
     assert plan.slots == ("x", "half")
@@ -32,7 +32,7 @@ def test_start_and_one_row_per_update():
 
 def test_the_start_has_the_marginals_size():
     for process, std in ((fg.VP("cosine"), 1.0), (fg.EDM(sigma_max=50.0), 50.0), (fg.Flow(), 1.0)):
-        assert tables.matrix(plan_for(process).table[0])[0, -1].item() == std
+        assert tables.matrix(plan_for(process).table[0])[0, -2].item() == std
 
 
 def test_an_interval_takes_the_negative_rows_out():
@@ -92,7 +92,18 @@ def test_coefficients_are_multiplied_out_in_double_precision(process):
 def test_preview_is_one_more_slot():
     plan = plan_for(fg.Flow(), preview=True)
     assert plan.slots == ("x", "preview")
-    assert tables.matrix(plan.table[3])[1].tolist() == [0, 0, 1, 0]
+    assert tables.matrix(plan.table[3])[1].tolist() == [0, 0, 1, 0, 0]
+
+
+def test_a_solver_that_reads_the_negative_gets_its_rows_whatever_their_weight():
+    guidance = fg.CFG(3.0, fg.interval(0.3, 3.0))
+    plan = plan_for(fg.EDM(), guidance, fg.ddim_cfgpp, steps=18)
+    assert [row.extra for row in plan.rows] == [Extra.NONE] + [Extra.NEGATIVE] * 17 + [Extra.NONE]
+    assert all(len(row.pattern.branches) == 2 for row in plan.rows[1:-1])
+    assert plan_for(fg.EDM(), None, fg.ddim_cfgpp).net_rows == 6
+    matrix = tables.matrix(plan.table[3])
+    now, to = plan.rows[3].at, plan.rows[4].at
+    assert matrix[0].tolist() == pytest.approx([to.sigma / now.sigma, 1, 0, -to.sigma / now.sigma])
 
 
 def test_errors():
@@ -109,6 +120,12 @@ def test_errors():
     def hoarder(levels):
         yield fg.Update(levels.points[0], {"x": 1.0}, {f"h{i}": {"x": 1.0} for i in range(8)})
 
+    @fg.options.Configured
+    def greedy(levels):
+        yield fg.Update(levels.points[0], {"unclamped": 1.0, "negative": 1.0})
+
+    with pytest.raises(ValueError, match="greedy reads both"):
+        plan_for(fg.Flow(), solver=greedy)
     with pytest.raises(ValueError, match="careless reads slot 'history'"):
         plan_for(fg.Flow(), solver=careless)
     with pytest.raises(ValueError, match="blind reads denoised"):

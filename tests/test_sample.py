@@ -361,3 +361,11 @@ def test_a_network_of_the_wrong_shape_is_named():
         fg.sample(model)
     with pytest.raises(ValueError, match=r"model\.null is None"):
         fg.sample(model, guidance=fg.CFG(2.0))
+
+
+def test_learned_variance_needs_a_network_that_predicts_one():
+    model = exact.two_classes(exact.PROCESSES["vp"])
+    with pytest.raises(ValueError, match=r"solver is ddpm\(variance='learned'\)"):
+        fg.Sampler(model, solver=fg.ddpm(variance="learned"))
+    with pytest.raises(ValueError, match="variance is True with heads 2"):
+        fg.Model(model.net, model.process, model.prediction, model.shape, heads=2, variance=True)

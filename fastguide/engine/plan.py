@@ -6,7 +6,7 @@ Row 0 of a plan is the start (x is noise of the right size), row k the update af
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,9 +14,10 @@ from torch import Tensor
 from fastguide import table as _table
 from fastguide.guidance.base import POSITIVE, Branch, Condition, Guidance
 from fastguide.process import VP, Level, Prediction
-from fastguide.solvers.update import Map, Solver, Update
+from fastguide.solvers.update import SOURCES, Map, Solver, Update
 from fastguide.spacing import Levels
-from fastguide.table import Column
+from fastguide.table import Column, Extra
+from fastguide.threshold import DynamicThreshold
 
 PREVIEW = "preview"
 
@@ -37,7 +38,9 @@ class Pattern:
 class Row:
     """One row of a plan: the evaluation that precedes it (none for the start) and what it touches.
 
-    `reads` and `writes` are bit masks over the slots; `draws` says that it adds noise.
+    `reads` and `writes` are bit masks over the slots; `draws` says that it adds noise, `learned`
+    that the noise is scaled by the network's variance; `extra` is the image it reads beside the
+    denoised one.
     """
 
     at: Level | None
@@ -45,6 +48,8 @@ class Row:
     reads: int
     writes: int
     draws: bool
+    learned: bool
+    extra: Extra
     input_scale: float
 
 
@@ -60,6 +65,7 @@ class Plan:
         times: `[E]`: the network's time of each row.
         index: `[E]` int64: 0 ... E - 1, for the kernels.
         batch: the number of samples, where the guidance holds one value per sample.
+        threshold: bounds the denoised image per sample, or None.
     """
 
     rows: tuple[Row, ...]
@@ -69,6 +75,12 @@ class Plan:
     times: Tensor
     index: Tensor
     batch: int | None
+    threshold: DynamicThreshold | None = None
+
+    @property
+    def learned(self) -> bool:
+        """Whether any update scales its noise by the network's variance."""
+        return any(row.learned for row in self.rows)
 
     @property
     def evaluations(self) -> int:
@@ -93,7 +105,7 @@ def make_plan(
     levels: Levels,
     solver: Solver,
     guidance: Guidance | None = None,
-    clamp: tuple[float, float] | None = None,
+    clamp: tuple[float, float] | DynamicThreshold | None = None,
     preview: bool = False,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -101,7 +113,7 @@ def make_plan(
     """Multiply out a run.
 
     Args:
-        clamp: bounds of the denoised image.
+        clamp: bounds of the denoised image, or how to find them for each sample.
         preview: keep the denoised image of each evaluation in a slot named "preview".
         dtype: of the tensors; the kernels take fp32, `fastguide.reference` fp64 too.
 
@@ -115,15 +127,18 @@ def make_plan(
     updates = [Update(at=None, x={"noise": start}), *updates]
     if preview:
         updates = [
-            u if u.at is None else Update(u.at, u.x, {**u.keep, PREVIEW: {"denoised": 1.0}})
+            u if u.at is None else replace(u, keep={**u.keep, PREVIEW: {"denoised": 1.0}})
             for u in updates
         ]
     slots = tuple(dict.fromkeys(["x", *(name for update in updates for name in update.keep)]))
     if len(slots) > _table.MAX_SLOTS:
         raise ValueError(f"{solver} keeps {len(slots)} slots, but at most {_table.MAX_SLOTS} fit")
 
-    active, weights, batch = _branches(guidance, visited)
-    low, high = clamp or (-math.inf, math.inf)
+    extras = [_extra(solver, update) for update in updates]
+    needed = [extra == Extra.NEGATIVE for u, extra in zip(updates, extras, strict=True) if u.at]
+    active, weights, batch = _branches(guidance, visited, needed)
+    threshold = clamp if isinstance(clamp, DynamicThreshold) else None
+    low, high = clamp if isinstance(clamp, tuple) else (-math.inf, math.inf)
     scales = [1.0 if u.at is None else prediction.input_scale(u.at) for u in updates]
     table = torch.zeros(len(updates), _table.width(len(slots)), dtype=torch.float64)
     packed = torch.zeros(
@@ -139,7 +154,7 @@ def make_plan(
             evaluation += 1
         table[e, Column.LOW], table[e, Column.HIGH] = low, high
         following = scales[e + 1] if e + 1 < len(updates) else 1.0
-        table[e, Column.INPUT_SCALE] = following
+        table[e, Column.INPUT_SCALE], table[e, Column.SPREAD] = following, update.spread
         maps = {"x": update.x, **update.keep}
         _check_maps(solver, update, maps, written)
         matrix = _table.matrix(table[e])
@@ -153,7 +168,9 @@ def make_plan(
                 pattern=pattern,
                 reads=sum(1 << j for j in range(len(slots)) if used[j]),
                 writes=sum(1 << slots.index(name) for name in maps),
-                draws=used[-1],
+                draws=used[len(slots) + 1],
+                learned=update.spread != 0.0,
+                extra=extras[e],
                 input_scale=following,
             )
         )
@@ -167,6 +184,7 @@ def make_plan(
         times=torch.tensor(times, dtype=torch.float64).to(device, dtype),
         index=torch.arange(len(updates), device=device),
         batch=batch,
+        threshold=threshold,
     )
 
 
@@ -176,19 +194,26 @@ def _start_std(levels: Levels, first: Level) -> float:
 
 
 def _column(source: str, slots: tuple[str, ...]) -> int:
-    return (
-        len(slots) + ("denoised", "noise").index(source)
-        if source in ("denoised", "noise")
-        else (slots.index(source))
-    )
+    if source in SOURCES:
+        return len(slots) + min(SOURCES.index(source), 2)  # both extras share the last column
+    return slots.index(source)
+
+
+def _extra(solver: Solver, update: Update) -> Extra:
+    read = {name for sources in (update.x, *update.keep.values()) for name in sources}
+    if {"unclamped", "negative"} <= read:
+        raise ValueError(f"{solver} reads both unclamped and negative in one update")
+    if "negative" in read:
+        return Extra.NEGATIVE
+    return Extra.UNCLAMPED if "unclamped" in read else Extra.NONE
 
 
 def _check_maps(solver: Solver, update: Update, maps: dict[str, Map], written: set[str]) -> None:
     for name, sources in maps.items():
         for source, coefficient in sources.items():
-            if source == "denoised" and update.at is None:
-                raise ValueError(f"{solver} reads denoised in an update without an evaluation")
-            if source not in ("denoised", "noise") and source not in written:
+            if source in SOURCES and source != "noise" and update.at is None:
+                raise ValueError(f"{solver} reads {source} in an update without an evaluation")
+            if source not in SOURCES and source not in written:
                 raise ValueError(f"{solver} reads slot {source!r}, which was not written before")
             if not math.isfinite(coefficient):
                 raise ValueError(
@@ -197,9 +222,11 @@ def _check_maps(solver: Solver, update: Update, maps: dict[str, Map], written: s
 
 
 def _branches(
-    guidance: Guidance | None, levels: list[Level]
+    guidance: Guidance | None, levels: list[Level], needed: list[bool]
 ) -> tuple[list[tuple[Branch, ...]], list[Tensor], int | None]:
-    """Per evaluation: the active branches, and their weights fp64 `[B or 1, K]`."""
+    """Per evaluation: the active branches, and their weights fp64 `[B or 1, K]`. Where `needed`,
+    the first branch beside the positive one is active whatever its weight.
+    """
     terms = guidance.terms() if guidance is not None else ()
     batches = {term.batch for term in terms if term.batch is not None}
     if len(batches) > 1:
@@ -211,7 +238,11 @@ def _branches(
         totals[term.branch] = totals.get(term.branch, 0.0) + weights
     active, packed = [], []
     for e in range(len(levels)):
-        on = {branch: w[e] for branch, w in totals.items() if bool(w[e].any())}
+        on = {
+            branch: w[e]
+            for i, (branch, w) in enumerate(totals.items())
+            if bool(w[e].any()) or (i == 0 and needed[e])
+        }
         active.append((POSITIVE, *on))
         ones = torch.ones(batch or 1, dtype=torch.float64)
         packed.append(torch.stack([ones, *on.values()], dim=1))

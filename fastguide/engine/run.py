@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from fastguide import ops
 from fastguide.engine.plan import PREVIEW, Plan, Row
-from fastguide.guidance.base import Condition
+from fastguide.guidance.base import POSITIVE, Condition
 from fastguide.model import Net
 from fastguide.process import Level
 
@@ -59,10 +59,13 @@ def run(
     inputs: Inputs,
     shape: tuple[int, ...],
     dtype: torch.dtype,
-    heads: int = 1,
+    outputs: int = 1,
     callback: Callable[[Progress], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sample; returns x fp32 `[B, *shape]` and int32 `[B]`, the row at which each sample became
+    """Sample; `outputs` is how many times `shape[0]` channels the network returns (heads, or a
+    prediction and its variance).
+
+    Returns x fp32 `[B, *shape]` and int32 `[B]`, the row at which each sample became
     non-finite (the number of rows where none did).
 
     Raises:
@@ -81,8 +84,11 @@ def run(
             rows = len(row.pattern.conditions) * batch
             x = state[0] if _aliases(plan.rows[e - 1], row, dtype) else buffer[:rows]
             output = net(x, plan.times[e].expand(rows), conditions[row.pattern.conditions])
-            _check_output(output, (rows, heads * shape[0], *shape[1:]), device)
-            branches = _views(row, output, batch, shape[0])
+            _check_output(output, (rows, outputs * shape[0], *shape[1:]), device)
+            branches = [
+                _view(row, output, batch, branch.cond, branch.head, outputs)
+                for branch in row.pattern.branches
+            ]
         following = plan.rows[e + 1] if e + 1 < len(plan.rows) else None
         net_input = None
         if following is not None and following.pattern and not _aliases(row, following, dtype):
@@ -90,6 +96,12 @@ def run(
         noise = None
         if row.draws:
             noise = inputs.noise if e == 0 else next(given, None) if inputs.step_noise else None
+        variance = None
+        if row.learned:
+            variance = _view(row, output, batch, POSITIVE.cond, 1, outputs)
+        bound = None
+        if branches and plan.threshold is not None:
+            bound = plan.threshold.bounds(state[0], branches, plan.weights[e], plan.table[e])
         ops.step(
             state,
             branches,
@@ -102,6 +114,9 @@ def run(
             net_input=net_input,
             reads=row.reads,
             writes=row.writes,
+            variance=variance,
+            bound=bound,
+            extra=row.extra,
         )
         if callback is not None and row.at is not None:
             evaluation += 1
@@ -128,16 +143,12 @@ def _conditions(plan: Plan, inputs: Inputs) -> dict[tuple[Condition, ...], Any]:
     }
 
 
-def _views(row: Row, output: Tensor, batch: int, channels: int) -> list[Tensor]:
-    """The predictions of the active branches: slices of rows and channels, never copies."""
+def _view(row: Row, output: Tensor, batch: int, cond: Condition, part: int, of: int) -> Tensor:
+    """One branch of the output: a slice of its rows and one of `of` channel parts, never a copy."""
     assert row.pattern is not None
-    blocks = row.pattern.conditions
-    return [
-        output.narrow(0, blocks.index(branch.cond) * batch, batch).narrow(
-            1, branch.head * channels, channels
-        )
-        for branch in row.pattern.branches
-    ]
+    channels = output.shape[1] // of
+    rows = output.narrow(0, row.pattern.conditions.index(cond) * batch, batch)
+    return rows.narrow(1, part * channels, channels)
 
 
 def _check_output(output: Tensor, shape: tuple[int, ...], device: torch.device) -> None:

@@ -109,6 +109,7 @@ class DiT(nn.Module):
         for module in self.modules():
             if isinstance(module, Modulation):  # adaLN-Zero: blocks start as the identity
                 for part in module.parts:
+                    assert isinstance(part, nn.Linear)
                     nn.init.zeros_(part.weight)
 
     def check_shape(self, shape: tuple[int, ...]) -> None:

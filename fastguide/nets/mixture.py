@@ -49,8 +49,9 @@ class GaussianMixture:
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         t = t.double().view(-1, 1)
-        if self.prediction.name == "edm":
-            alpha, sigma = from_ratio(self.process, (4 * t).exp())
+        units = {"edm": 4.0, "consistency": 0.004}.get(self.prediction.name)
+        if units is not None:  # of log sigma
+            alpha, sigma = from_ratio(self.process, (units * t).exp())
         else:
             alpha, sigma = alpha_sigma(self.process, t)
         ones = torch.ones_like(alpha)

@@ -1,25 +1,43 @@
 """Solvers: generators of `Update`s from `Levels`. An unknown name lists those there are."""
 
 from fastguide.options import by_name
+from fastguide.solvers.adams import deis, lms, pndm
+from fastguide.solvers.cfgpp import ddim_cfgpp, dpmpp_2m_cfgpp, euler_ancestral_cfgpp
+from fastguide.solvers.consistency import consistency
 from fastguide.solvers.ddim import ddim, ddpm, euler_ancestral
-from fastguide.solvers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
+from fastguide.solvers.dpmpp import dpm_2m, dpm_3m, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
 from fastguide.solvers.edm import euler, heun
+from fastguide.solvers.langevin import annealed_langevin, predictor_corrector
+from fastguide.solvers.unipc import unipc
 from fastguide.solvers.update import Solver, Update
 
 SOLVERS: dict[str, Solver] = {
     solver.name: solver
     for solver in (
+        annealed_langevin,
+        consistency,
         ddim,
+        ddim_cfgpp,
         ddpm,
+        deis,
+        dpm_2m,
+        dpm_3m,
         dpmpp_2m,
+        dpmpp_2m_cfgpp,
         dpmpp_2m_sde,
         dpmpp_3m,
         dpmpp_3m_sde,
         euler,
         euler_ancestral,
+        euler_ancestral_cfgpp,
         heun,
+        lms,
+        pndm,
+        predictor_corrector,
+        unipc,
     )
 }
+SOLVERS["plms"] = pndm(warmup=False)
 
 
 def solver_by_name(name: str) -> Solver:
@@ -27,18 +45,33 @@ def solver_by_name(name: str) -> Solver:
     return by_name("solver", name, SOLVERS)
 
 
+plms = SOLVERS["plms"]
+
 __all__ = [
     "SOLVERS",
     "Solver",
     "Update",
+    "annealed_langevin",
+    "consistency",
     "ddim",
+    "ddim_cfgpp",
     "ddpm",
+    "deis",
+    "dpm_2m",
+    "dpm_3m",
     "dpmpp_2m",
+    "dpmpp_2m_cfgpp",
     "dpmpp_2m_sde",
     "dpmpp_3m",
     "dpmpp_3m_sde",
     "euler",
     "euler_ancestral",
+    "euler_ancestral_cfgpp",
     "heun",
+    "lms",
+    "plms",
+    "pndm",
+    "predictor_corrector",
     "solver_by_name",
+    "unipc",
 ]

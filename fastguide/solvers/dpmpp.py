@@ -1,4 +1,4 @@
-"""DPM-Solver++ multistep solvers (Lu et al. 2022), deterministic and as SDEs.
+"""DPM-Solver and DPM-Solver++ multistep solvers (Lu et al. 2022), deterministic and as SDEs.
 
 Exponential integrators in h, the growth of lambda = log(alpha / sigma) over a step: the linear part
 is exact, the denoised image is a polynomial in lambda through the last two or three evaluations.
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from fastguide.options import Configured
 from fastguide.process import Level
-from fastguide.solvers.update import Update
+from fastguide.solvers.update import Map, Update, combine, eps, transfer
 from fastguide.spacing import Levels
 
 Weights = tuple[float, float, float]
@@ -30,9 +30,9 @@ def growth(now: Level, to: Level) -> float:
 
 def _integrals(h: float) -> Weights:
     """(phi_1, phi_2, phi_3) with phi_k(h) = the integral of e^(u - h) u^(k-1) / (k-1)! /
-    h^(k-1).
+    h^(k-1) over u from 0 to h; -phi_k(-h) is that of e^(h - u).
     """
-    if h < 1e-2:  # the differences below lose all digits: sum the series instead
+    if abs(h) < 1e-2:  # the differences below lose all digits: sum the series instead
         series = [
             sum((-h) ** j * math.factorial(k - 1) / math.factorial(j + k) for j in range(8))
             for k in (1, 2, 3)
@@ -60,31 +60,64 @@ def _extrapolate(h: float, past: list[float]) -> tuple[Weights, Weights, Weights
     return image, (slope[0], slope[1], slope[2]), (bend[0], bend[1], bend[2])
 
 
+def _mixed(h: float, past: list[float], order: int, published: bool, rate: float) -> Weights:
+    """What a step of growth h makes of the values now, before and before that; a negative `rate`
+    weighs by e^(h - u) instead of e^(u - h).
+    """
+    phi = _integrals(rate * h)
+    parts = _extrapolate(h, past[: order - 1])
+    # midpoint rule at order 2, as published; the exact integrals at order 3
+    midpoint = order == 2 or (published and len(past) < 2)
+    bend = phi[2] if published else 2.0 * phi[2]
+    gains = (phi[0], 0.5 * phi[0], 0.0) if midpoint else (phi[0], phi[1], bend)
+    mixed = [sum(g * p[i] for g, p in zip(gains, parts, strict=True)) for i in range(3)]
+    return mixed[0], mixed[1], mixed[2]
+
+
+def _history(names: tuple[str, str], value: Map, known: int, order: int) -> dict[str, Map]:
+    """Keeps `value`, and at order 3 the one before it."""
+    keep: dict[str, Map] = {names[0]: value}
+    if order == 3 and known:
+        keep[names[1]] = {names[0]: 1.0}
+    return keep
+
+
 def _multistep(levels: Levels, order: int, sde: bool, published: bool = False) -> Iterator[Update]:
     past: list[float] = []  # growths of the steps before, newest first
+    names = ("previous", "older")
     for now, to in levels.steps():
         h = growth(now, to)
-        keep = to.sigma / now.sigma
-        x = {"x": keep, "denoised": to.alpha - now.alpha * keep}
+        x: dict[str, float] = transfer(now, to)
         if math.isfinite(h):
-            rate = 2.0 if sde else 1.0  # the SDE's image term grows with 1 - e^(-2h)
-            phi = _integrals(rate * h)
-            parts = _extrapolate(h, past[: order - 1])
-            # midpoint rule at order 2, as published; the exact integrals at order 3
-            bend = phi[2] if published else 2.0 * phi[2]
-            gains = (phi[0], 0.5 * phi[0], 0.0) if order == 2 else (phi[0], phi[1], bend)
-            mixed = [sum(g * p[i] for g, p in zip(gains, parts, strict=True)) for i in range(3)]
-            names = ("denoised", "previous", "older")
-            x = {name: to.alpha * c for name, c in zip(names, mixed, strict=True) if c}
+            mixed = _mixed(h, past, order, published, 2.0 if sde else 1.0)
+            gains = zip(("denoised", *names), mixed, strict=True)
+            keep = to.sigma / now.sigma
+            x = {name: to.alpha * c for name, c in gains if c}
             x["x"] = keep * math.exp(-h) if sde else keep
             if sde:
                 x["noise"] = to.sigma * math.sqrt(-math.expm1(-2.0 * h))
         elif sde and to.sigma > 0.0:  # from pure noise nothing of x is kept
             x = {"x": 0.0, "denoised": to.alpha, "noise": to.sigma}
-        keeps = {"previous": {"denoised": 1.0}}
-        if order == 3:
-            keeps["older"] = {"previous": 1.0} if past else {"denoised": 1.0}
-        yield Update(at=now, x=x, keep=keeps)
+        yield Update(at=now, x=x, keep=_history(names, {"denoised": 1.0}, len(past), order))
+        past.insert(0, h)
+
+
+def _multistep_noise(levels: Levels, order: int, published: bool = False) -> Iterator[Update]:
+    past: list[float] = []
+    names = ("eps1", "eps2")
+    for now, to in levels.steps():
+        h = growth(now, to)
+        x: dict[str, float] = transfer(now, to)
+        if math.isfinite(h):
+            mixed = _mixed(h, past, order, published, -1.0)
+            here = eps(now)
+            parts = [
+                (to.sigma * c, source)
+                for c, source in zip(mixed, (here, {"eps1": 1.0}, {"eps2": 1.0}), strict=True)
+                if c
+            ]
+            x = combine((to.alpha / now.alpha, {"x": 1.0}), *parts)
+        yield Update(at=now, x=x, keep=_history(names, eps(now), len(past), order))
         past.insert(0, h)
 
 
@@ -106,6 +139,18 @@ def dpmpp_3m(levels: Levels, published: bool = False) -> Iterator[Update]:
     exactly.
     """
     yield from _multistep(levels, order=3, sde=False, published=published)
+
+
+@Configured
+def dpm_2m(levels: Levels) -> Iterator[Update]:
+    """Multistep DPM-Solver-2 (Lu et al. 2022a): as dpmpp_2m, on the noise instead of the image."""
+    yield from _multistep_noise(levels, order=2)
+
+
+@Configured
+def dpm_3m(levels: Levels, published: bool = False) -> Iterator[Update]:
+    """Multistep DPM-Solver-3: as dpmpp_3m, on the noise instead of the image."""
+    yield from _multistep_noise(levels, order=3, published=published)
 
 
 @Configured

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fastguide.options import Configured
 from fastguide.process import Level
-from fastguide.solvers.update import Update
+from fastguide.solvers.update import Update, combine, eps, transfer
 from fastguide.spacing import Levels
 
 
@@ -70,9 +70,7 @@ def euler(
     steps = _churned(levels, churn, s_min, s_max, s_noise)
     yield from _raise_start(steps)
     for step, following in zip(steps, [*steps[1:], None], strict=True):
-        keep = step.to.sigma / step.hat.sigma
-        x = {"x": keep, "denoised": step.to.alpha - step.hat.alpha * keep}
-        yield Update(at=step.hat, x=_with_next(x, following))
+        yield Update(at=step.hat, x=_with_next(transfer(step.hat, step.to), following))
 
 
 @Configured
@@ -82,31 +80,31 @@ def heun(
     s_min: float = 0.0,
     s_max: float = math.inf,
     s_noise: float = 1.0,
+    over: str = "x",
 ) -> Iterator[Update]:
     """Heun's second-order method: 2 N - 1 evaluations, the last step to the data is Euler's.
 
     The trapezoid rule on `dx = denoised d alpha + eps d sigma`: EDM's algorithm 2 where alpha is 1,
-    and Heun in t for flow. Options as for euler.
+    and Heun in t for flow. `over="ratio"` is the rule on x / alpha over sigma / alpha instead,
+    which k-diffusion and diffusers use on VP levels. Other options as for euler.
     """
+    if over not in ("x", "ratio"):
+        raise ValueError(f"over is {over!r}, but it should be 'x' or 'ratio'")
     steps = _churned(levels, churn, s_min, s_max, s_noise)
     yield from _raise_start(steps)
     for step, following in zip(steps, [*steps[1:], None], strict=True):
         now, to = step.hat, step.to
-        keep = to.sigma / now.sigma
-        predicted = {"x": keep, "denoised": to.alpha - now.alpha * keep}
-        if to.sigma == 0.0:
+        predicted = transfer(now, to)
+        if to.sigma == 0.0 or (over == "ratio" and now.alpha == 0.0):
             yield Update(at=now, x=_with_next(predicted, following))
             continue
-        rise, fall = to.alpha - now.alpha, to.sigma - now.sigma
-        # half of each end's slope: denoised rise + (x - alpha denoised) / sigma fall
-        half = {
-            "x": 1.0 + 0.5 * fall / now.sigma,
-            "denoised": 0.5 * (rise - fall * now.alpha / now.sigma),
-        }
+        # half of each end's slope: denoised rise + eps fall
+        if over == "x":
+            stay, rise, fall = 1.0, to.alpha - now.alpha, to.sigma - now.sigma
+        else:
+            stay, rise, fall = to.alpha / now.alpha, 0.0, to.alpha * (to.ratio - now.ratio)
+        slope = {"denoised": 0.5 * rise}
+        half = combine((stay, {"x": 1.0}), (1.0, slope), (0.5 * fall, eps(now)))
         yield Update(at=now, x=predicted, keep={"half": half})
-        corrected = {
-            "half": 1.0,
-            "x": 0.5 * fall / to.sigma,
-            "denoised": 0.5 * (rise - fall * to.alpha / to.sigma),
-        }
+        corrected = combine((1.0, {"half": 1.0}), (1.0, slope), (0.5 * fall, eps(to)))
         yield Update(at=to, x=_with_next(corrected, following))

@@ -9,6 +9,7 @@ from fastguide.options import Configured
 from fastguide.process import Level
 
 Map = Mapping[str, float]
+SOURCES = ("denoised", "noise", "unclamped", "negative")
 
 
 @dataclass(frozen=True)
@@ -16,17 +17,42 @@ class Update:
     """Evaluate the network at level `at`, then replace slots by weighted sums of slots.
 
     Slots are "x", "denoised" (of this evaluation), "noise" (fresh standard normals) and any name
-    that an earlier update kept. All sums read the old values.
+    that an earlier update kept; further "unclamped", the denoised image before it was clamped, or
+    "negative", the denoised image of the guidance's negative branch alone, which is then evaluated
+    whatever its weight. All sums read the old values.
 
     Args:
         at: the level of x; None for a map of the slots without an evaluation.
         x: the next x.
         keep: other slots to write, by name.
+        spread: where it is not 0, noise is scaled per element by `exp(spread v)`, v the variance
+            that the network predicts.
     """
 
     at: Level | None
     x: Map
     keep: Mapping[str, Map] = field(default_factory=dict)
+    spread: float = 0.0
 
 
 Solver = Configured[Iterator[Update]]
+
+
+def combine(*terms: tuple[float, Map]) -> dict[str, float]:
+    """The sum of `factor * map`."""
+    out: dict[str, float] = {}
+    for factor, sources in terms:
+        for name, coefficient in sources.items():
+            out[name] = out.get(name, 0.0) + factor * coefficient
+    return out
+
+
+def eps(at: Level, image: str = "denoised") -> dict[str, float]:
+    """The noise that x holds at `at`, beside the `image`: (x - alpha image) / sigma."""
+    return {"x": 1.0 / at.sigma, image: -at.alpha / at.sigma}
+
+
+def transfer(now: Level, to: Level) -> dict[str, float]:
+    """x at `to` where the denoised image and the noise stay what they are: DDIM's step."""
+    keep = to.sigma / now.sigma
+    return {"x": keep, "denoised": to.alpha - now.alpha * keep}

@@ -1,0 +1,58 @@
+"""CFG++ (Chung et al. 2024): the guided image, renoised with the negative branch's noise.
+
+Guide with a scale in [0, 1], such as CFG(0.6). Without a negative branch these are the solvers they
+are named after.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from fastguide.options import Configured
+from fastguide.solvers.ddim import ancestral_split
+from fastguide.solvers.dpmpp import growth
+from fastguide.solvers.update import Map, Update, combine, eps
+from fastguide.spacing import Levels
+
+
+@Configured
+def ddim_cfgpp(levels: Levels) -> Iterator[Update]:
+    """`x' = alpha' denoised + sigma' eps_negative`: DDIM and Euler for CFG++ (algorithm 2)."""
+    for now, to in levels.steps():
+        x = combine((to.alpha, {"denoised": 1.0}), (to.sigma, eps(now, "negative")))
+        yield Update(now, x if to.sigma else {"denoised": to.alpha})
+
+
+@Configured
+def euler_ancestral_cfgpp(levels: Levels, eta: float = 1.0) -> Iterator[Update]:
+    """As ddim_cfgpp, down to less noise and up again with fresh noise as euler_ancestral does."""
+    for now, to in levels.steps():
+        down, up = ancestral_split(now, to, eta)
+        x = combine((to.alpha, {"denoised": 1.0}), (to.alpha * down, eps(now, "negative")))
+        x = x if down else {"denoised": to.alpha}
+        yield Update(now, {**x, "noise": to.alpha * up} if up else x)
+
+
+@Configured
+def dpmpp_2m_cfgpp(levels: Levels) -> Iterator[Update]:
+    """`y' = denoised + e^-h (y - negative) + (1 - e^-h) (denoised - old) h / (2 h_before)`, `old`
+    the negative's image of the step before, y = x / alpha. The history keeps the negative's
+    image, as the authors' code does.
+    """
+    before = math.inf
+    for now, to in levels.steps():
+        h = growth(now, to)
+        if math.isinf(h):
+            x: dict[str, float] = {"denoised": to.alpha}
+            if to.sigma > 0.0:  # from pure noise: y e^-h is x sigma' / sigma
+                x["x"] = to.sigma / now.sigma
+        else:
+            keep = to.sigma / now.sigma
+            x = {"x": keep, "denoised": to.alpha, "negative": -now.alpha * keep}
+            if math.isfinite(before):
+                bend = to.alpha * -math.expm1(-h) * 0.5 * h / before
+                x = combine((1.0, x), (bend, {"denoised": 1.0, "previous": -1.0}))
+        kept: dict[str, Map] = {"previous": {"negative": 1.0}}
+        yield Update(now, x, kept if to.sigma > 0.0 else {})
+        before = h
