@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,9 @@ def pytest_configure(config):
 
 @pytest.fixture
 def ratio(benchmark, request):
-    """`ratio(name, ours, twin, limit)`: time both in turns and judge median(ours / twin)."""
+    """`ratio(name, ours, twin, limit)`: time both in turns and judge the median of ours over the
+    mean of the twin before and the twin after it, so that a drift of the machine cancels.
+    """
 
     def measure(
         name: str,
@@ -51,9 +54,11 @@ def ratio(benchmark, request):
             twins.append(time.perf_counter() - start)
 
         benchmark.pedantic(ours, setup=time_twin, rounds=rounds, warmup_rounds=1)
-        pairs = zip(benchmark.stats.stats.data, twins[-rounds:], strict=True)
+        time_twin()
+        around = [(a + b) / 2 for a, b in pairwise(twins[-rounds - 1 :])]
+        pairs = zip(benchmark.stats.stats.data, around, strict=True)
         value = statistics.median(mine / other for mine, other in pairs)
-        benchmark.extra_info.update(ratio=value, twin_seconds=statistics.median(twins[-rounds:]))
+        benchmark.extra_info.update(ratio=value, twin_seconds=statistics.median(around))
         request.config.ratios[name] = value
         assert limit is None or value <= limit, f"{name}: ratio {value:.3f} is above {limit}"
         if not request.config.getoption("--renew-baseline"):

@@ -5,11 +5,12 @@ ran.
 import exact
 import pytest
 import torch
-from test_step import expected, make
+from test_step import expected, extras_of, make
 
 import fastguide as fg
 from fastguide import ops
 from fastguide.nets import DiT
+from fastguide.table import Extra
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -62,6 +63,35 @@ def test_step_equals_the_reference(slots, branches, dtype, kind):
     torch.testing.assert_close(
         net_input.cpu().double(), want_input.repeat(2, 1, 1, 1), rtol=rounding, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("kind", ["plain", "channels", "last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_step_with_every_extra_equals_the_reference(dtype, kind):
+    case = make(2, 2, (3, 4, 33, 65), dtype=dtype, kind=kind)
+    extras = extras_of(case, kind)
+    noise = torch.randn(3, 4, 33, 65)
+    there = on_gpu({**case, "branches": [*case["branches"], extras["variance"]]})
+    *there["branches"], variance = there["branches"]
+    for extra in Extra:
+        now = {**there, "state": there["state"].clone()}
+        want, _ = expected(case, noise.double(), **{**extras, "extra": extra})
+        bound = extras["bound"].cuda()
+        ops.step(**now, noise=noise.cuda(), variance=variance, bound=bound, extra=extra)
+        torch.testing.assert_close(now["state"].cpu().double(), want, rtol=4e-6, atol=2e-5)
+
+
+def test_more_samples_than_a_grid_axis_holds():
+    count = 70_000
+    seeds = torch.arange(count)
+    torch.testing.assert_close(
+        fg.noise(seeds, (6,), device="cuda").cpu(), fg.noise(seeds, (6,)), rtol=2e-6, atol=2e-6
+    )
+    case = make(1, 2, (count, 6), broadcast=True)
+    want, _ = expected(case)
+    there = on_gpu(case)
+    ops.step(**there)
+    torch.testing.assert_close(there["state"].cpu().double(), want, rtol=4e-6, atol=2e-5)
 
 
 @pytest.mark.parametrize("solver", [fg.ddim, fg.ddpm, fg.heun(churn=10.0), fg.dpmpp_2m], ids=repr)
