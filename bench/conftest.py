@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from machine import where_and_when
 
 from fastguide.checkpoint import write_atomic
+from fastguide.memory import keep_freed_memory
 
 BASELINE = Path(__file__).with_name("baseline.json")
 TOLERANCE = 1.10
@@ -30,6 +31,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    keep_freed_memory()
     config.ratios = {}
 
 

@@ -28,6 +28,7 @@ from torch import Tensor
 import fastguide as fg
 from fastguide.checkpoint import write_atomic
 from fastguide.images import to_pixels
+from fastguide.memory import keep_freed_memory
 from fastguide.training.data import Images, load_images
 
 MODES: dict[str, Callable[[float], fg.Guidance | None]] = {
@@ -472,6 +473,7 @@ def quality(
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     try:
         app()
     except (ValueError, FileNotFoundError, FloatingPointError) as error:

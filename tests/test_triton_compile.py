@@ -152,7 +152,8 @@ def test_step_with_every_extra_fits_in_registers(case, extra, compiled, tmp_path
     plain = arguments(case)
     variance, bound = plain[1][0], torch.ones(2)
     kernel = compiled(*plain[:-3], variance, bound, extra)
-    check_resources(kernel, 80, tmp_path)
+    # everything at once, 8 slots and 6 images, leaves room for 20 warps
+    check_resources(kernel, 96 if case[0] == 8 else 80, tmp_path)
     want = accesses(compiled(*plain))
     found = accesses(kernel)
     wide = {kind: n for kind, n in found.items() if " v" in kind}
