@@ -14,6 +14,7 @@ from fastguide.guidance import (
     interval,
     linear,
 )
+from fastguide.memory import keep_freed_memory
 from fastguide.model import Model
 from fastguide.ops import noise
 from fastguide.process import EDM, VP, Flow, Level, Prediction
@@ -105,6 +106,7 @@ __all__ = [
     "heun",
     "interval",
     "karras",
+    "keep_freed_memory",
     "leading",
     "linear",
     "linspace",
