@@ -41,7 +41,7 @@ cuda-build:
 # trains the bundled model again (Debian: apt-get install dataset-fashion-mnist)
 model: $(VENV)/installed
 	$(BIN)/fastguide train $(DATA) out/fashion --names '$(CLASSES)' --width 240 --attention-heads 4 \
-	  --split --irrelevant 0 --negative 0.15 --steps 6000 --snapshot 750 --compile --dtype fp16
+	  --negative 0.15 --steps 6000 --snapshot 750 --compile --dtype fp16
 	mkdir -p bench/models/fashion-weak
 	cp out/fashion/model.* fastguide/assets/fashion/
 	cp out/fashion/snapshot-750/model.* bench/models/fashion-weak/

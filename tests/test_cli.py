@@ -71,13 +71,29 @@ def test_train_then_sample(tmp_path):
     done = fastguide("sample", tmp_path / "out", "--out", tmp_path / "x.png", "--seeds", "0-2")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x.png").exists()
+    assert fg.load(tmp_path / "out").net.split
+
+
+@pytest.mark.parametrize(
+    ("options", "heads"),
+    [(["--no-split"], 2), (["--no-split", "--irrelevant", 0], 1), (["--unconditional"], 1)],
+)
+def test_train_other_networks(tmp_path, options, heads):
+    write_idx(tmp_path, count=40)
+    small = ["--steps", 1, "--batch", 16, "--width", 24, "--depth", 1, "--patch", 2]
+    small += ["--attention-heads", 2]
+    done = fastguide("train", tmp_path, tmp_path / "out", *small, *options)
+    assert done.returncode == 0, done.stderr
+    model = fg.load(tmp_path / "out")
+    assert (model.heads, model.net.split) == (heads, False)
+    assert (model.null is None) == ("--unconditional" in options)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--classes", "Purple"], "classes has 'Purple', but the classes are Red, Green, Blue"),
-        (["--solver", "eulr"], "solver is 'eulr', but it should be one of ddim"),
+        (["--solver", "eulr"], "solver is 'eulr', but it should be one of annealed_langevin"),
         (["--steps", "0"], "steps is 0"),
         (["--seeds", "5-3"], "seeds is '5-3'"),
         (["--schedule", "interval:1"], "schedule is 'interval:1'"),

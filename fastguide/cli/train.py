@@ -21,13 +21,14 @@ def train(
     patch: int = 4,
     attention_heads: int = 6,
     irrelevant: Annotated[
-        float, typer.Option(help="share of rows that teach the second head")
-    ] = 0.1,
+        float | None,
+        typer.Option(help="share of rows with an irrelevant condition; 0.1, or 0 where split"),
+    ] = None,
     negative: Annotated[float, typer.Option(help="share of rows with a negative condition")] = 0.1,
     dropout: Annotated[float, typer.Option(help="share of rows without a condition")] = 0.1,
     split: Annotated[
         bool, typer.Option(help="keep the second head from the condition by construction")
-    ] = False,
+    ] = True,
     unconditional: bool = False,
     ema: float = 0.999,
     seed: int = 0,
@@ -51,8 +52,13 @@ def train(
         raise ValueError(f"dtype is {dtype!r}, but it should be one of {', '.join(dtypes)}")
     images = load_images(data, names=tuple(filter(None, names.split(","))))
     process = {"flow": Flow(), "edm": EDM()}.get(prediction, VP("cosine"))
+    if irrelevant is None:
+        irrelevant = 0.0 if split else 0.1
+    split = split and not unconditional
     second = (irrelevant > 0 or split) and not unconditional
-    recipe = Recipe(irrelevant, negative, dropout) if not unconditional else Recipe(dropout=0.0)
+    recipe = Recipe(irrelevant, negative if second else 0.0, dropout)
+    if unconditional:
+        recipe = Recipe(dropout=0.0)
     net = DiT(
         channels=images.pixels.shape[1],
         patch=patch,
