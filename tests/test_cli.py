@@ -68,6 +68,7 @@ def test_train_then_sample(tmp_path):
     done = fastguide("train", tmp_path, tmp_path / "out", *options)
     assert done.returncode == 0, done.stderr
     assert "loss" in done.stdout
+    assert "steps/s" in done.stdout
     done = fastguide("sample", tmp_path / "out", "--out", tmp_path / "x.png", "--seeds", "0-2")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x.png").exists()
