@@ -32,6 +32,8 @@ def want_cuda() -> bool:
 
 root = Path(__file__).parent
 cuda = want_cuda()
+if cuda and not torch.cuda.is_available():  # torch asks the GPUs here which ones to build for
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
 folders = ["csrc", "csrc/cpu"] + ["csrc/cuda"] * cuda
 sources = [p for f in folders for p in sorted((root / f).iterdir()) if p.suffix in (".cpp", ".cu")]
 flags = {
