@@ -13,6 +13,7 @@ from numpy.polynomial.legendre import leggauss
 
 from fastguide.options import Configured
 from fastguide.process import Level
+from fastguide.solvers.edm import trapezoid
 from fastguide.solvers.update import Map, Update, combine, eps, transfer
 from fastguide.spacing import Levels
 
@@ -20,11 +21,9 @@ _NODES, _WEIGHTS = (tuple(map(float, values)) for values in leggauss(32))
 _HISTORY = ("eps1", "eps2", "eps3")  # of the evaluations before this one, newest first
 
 
-def _integrals(
-    nodes: Sequence[float], start: float, end: float, of: Callable[[float], float]
-) -> list[float]:
-    """Integrals from `start` to `end` of each Lagrange polynomial on `nodes`, times `of`."""
-    out = []
+def _integrals(nodes: Sequence[float], end: float, of: Callable[[float], float]) -> list[float]:
+    """Integrals from the first node to `end` of each Lagrange polynomial on `nodes`, times `of`."""
+    out, start = [], nodes[0]
     for k, node in enumerate(nodes):
         others = [other for j, other in enumerate(nodes) if j != k]
         total = 0.0
@@ -54,10 +53,28 @@ def _shift(now: Level, known: int, order: int) -> dict[str, Map]:
     return keep
 
 
-def _check_order(order: float) -> int:
+def _multistep(
+    levels: Levels,
+    order: int,
+    variable: Callable[[float], float],
+    slope: Callable[[float], float],
+    to_data: bool,
+) -> Iterator[Update]:
+    """Polynomials in `variable(r)`, in which dr is `slope`; without `to_data` the step to the data
+    is of order 1.
+    """
     if order not in (1, 2, 3, 4):
         raise ValueError(f"order is {order}, but it should be 1, 2, 3 or 4")
-    return int(order)
+    before = int(order) - 1
+    past: list[float] = []  # r of the evaluations before, newest first; pure noise has none
+    for now, to in levels.steps():
+        gains: list[float] = []
+        if past and before and (to_data or to.sigma > 0.0):
+            nodes = [variable(r) for r in (now.ratio, *past[:before])]
+            gains = _integrals(nodes, variable(to.ratio), slope)
+        known = min(len(past), before)
+        yield Update(now, _step(now, to, gains[1:]), _shift(now, known, before + 1))
+        past = [now.ratio, *past] if now.alpha > 0.0 else []
 
 
 @Configured
@@ -66,33 +83,15 @@ def lms(levels: Levels, order: int = 4) -> Iterator[Update]:
 
     The run starts with steps of order 1, 2, 3, which limit the whole to order 2.
     """
-    order = _check_order(order)
-    past: list[float] = []  # r of the evaluations before, newest first
-    for now, to in levels.steps():
-        usable = past[: order - 1] if now.alpha > 0.0 else []
-        gains = (
-            _integrals([now.ratio, *usable], now.ratio, to.ratio, lambda _: 1.0) if usable else []
-        )
-        yield Update(now, _step(now, to, gains[1:]), _shift(now, len(usable), order))
-        past = [now.ratio, *past] if now.alpha > 0.0 else []
+    yield from _multistep(levels, order, lambda r: r, lambda _: 1.0, to_data=True)
 
 
 @Configured
 def deis(levels: Levels, order: int = 3) -> Iterator[Update]:
-    """DEIS (Zhang and Chen 2022) with polynomials in log r ("log-rho"); the last step, to the data,
-    is of order 1, as are the first and, with few of them, the start.
+    """DEIS (Zhang and Chen 2022) with polynomials in log r ("log-rho"). The first step and the
+    last, to the data, are of order 1.
     """
-    order = _check_order(order)
-    past: list[float] = []
-    for now, to in levels.steps():
-        usable = past[: order - 1] if now.alpha > 0.0 and to.sigma > 0.0 else []
-        gains: list[float] = []
-        if usable:
-            nodes = [math.log(r) for r in (now.ratio, *usable)]
-            gains = _integrals(nodes, nodes[0], math.log(to.ratio), math.exp)
-        known = min(len(past), order - 1)
-        yield Update(now, _step(now, to, gains[1:]), _shift(now, known, order))
-        past = [now.ratio, *past] if now.alpha > 0.0 else []
+    yield from _multistep(levels, order, math.log, math.exp, to_data=False)
 
 
 _ADAMS = {
@@ -133,41 +132,31 @@ def pndm(levels: Levels, warmup: bool = True, middle: str = "t") -> Iterator[Upd
 
 def _corrected(now: Level, to: Level, keep: dict[str, Map]) -> Iterator[Update]:
     """One step by the mean of the eps at both of its ends."""
-    half = 0.5 * to.alpha * (to.ratio - now.ratio)
-    half_way = combine((1.0, _move(now, to)), (half, eps(now)))
-    yield Update(now, transfer(now, to), {**keep, "half": half_way})
-    yield Update(to, combine((1.0, {"half": 1.0}), (half, eps(to))))
-
-
-def _move(now: Level, to: Level) -> dict[str, float]:
-    """x where y stays."""
-    return {"x": to.alpha / now.alpha}
+    half, corrected = trapezoid(now, to, "ratio")
+    yield Update(now, transfer(now, to), {**keep, "half": half})
+    yield Update(to, corrected)
 
 
 def _runge_kutta(
     levels: Levels, now: Level, to: Level, middle: str, keep: dict[str, Map]
 ) -> Iterator[Update]:
-    """The classical fourth-order method, each stage by DDIM's transfer."""
+    """The classical fourth-order method, each stage by DDIM's transfer; slot "y" is x / alpha at
+    `now`, "slope" the sum of eps so far.
+    """
     process = levels.process
     if middle == "t":
         mid = process.level(0.5 * (now.t + to.t))
     else:
         mid = process.at_ratio(0.5 * (now.ratio + to.ratio))
-    first, full = mid.ratio - now.ratio, to.ratio - now.ratio
-    slope = full / 6.0
+
+    def reach(end: Level, at: Level) -> dict[str, float]:
+        """x at `end`, from `now` along the eps at `at`."""
+        return combine((end.alpha, {"y": 1.0}), (end.alpha * (end.ratio - now.ratio), eps(at)))
+
+    twice = {"slope": combine((1.0, {"slope": 1.0}), (2.0, eps(mid)))}
     yield Update(now, transfer(now, mid), {**keep, "y": {"x": 1.0 / now.alpha}, "slope": eps(now)})
-    reach = {"y": mid.alpha}
-    yield Update(
-        mid,
-        combine((1.0, reach), (mid.alpha * first, eps(mid))),
-        {"slope": combine((1.0, {"slope": 1.0}), (2.0, eps(mid)))},
-    )
-    yield Update(
-        mid,
-        combine((1.0, {"y": to.alpha}), (to.alpha * full, eps(mid))),
-        {"slope": combine((1.0, {"slope": 1.0}), (2.0, eps(mid)))},
-    )
-    yield Update(
-        to,
-        combine((1.0, {"y": to.alpha, "slope": to.alpha * slope}), (to.alpha * slope, eps(to))),
-    )
+    yield Update(mid, reach(mid, mid), twice)
+    yield Update(mid, reach(to, mid), twice)
+    sixth = to.alpha * (to.ratio - now.ratio) / 6.0
+    slopes = combine((1.0, {"slope": 1.0}), (1.0, eps(to)))
+    yield Update(to, combine((to.alpha, {"y": 1.0}), (sixth, slopes)))

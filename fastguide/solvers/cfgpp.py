@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from fastguide.options import Configured
 from fastguide.solvers.ddim import ancestral_split
 from fastguide.solvers.dpmpp import growth
-from fastguide.solvers.update import Map, Update, combine, eps
+from fastguide.solvers.update import Map, Update, combine, transfer
 from fastguide.spacing import Levels
 
 
@@ -20,8 +20,7 @@ from fastguide.spacing import Levels
 def ddim_cfgpp(levels: Levels) -> Iterator[Update]:
     """`x' = alpha' denoised + sigma' eps_negative`: DDIM and Euler for CFG++ (algorithm 2)."""
     for now, to in levels.steps():
-        x = combine((to.alpha, {"denoised": 1.0}), (to.sigma, eps(now, "negative")))
-        yield Update(now, x if to.sigma else {"denoised": to.alpha})
+        yield Update(now, transfer(now, to, image="negative"))
 
 
 @Configured
@@ -29,8 +28,7 @@ def euler_ancestral_cfgpp(levels: Levels, eta: float = 1.0) -> Iterator[Update]:
     """As ddim_cfgpp, down to less noise and up again with fresh noise as euler_ancestral does."""
     for now, to in levels.steps():
         down, up = ancestral_split(now, to, eta)
-        x = combine((to.alpha, {"denoised": 1.0}), (to.alpha * down, eps(now, "negative")))
-        x = x if down else {"denoised": to.alpha}
+        x = transfer(now, to, to.alpha * down, "negative")
         yield Update(now, {**x, "noise": to.alpha * up} if up else x)
 
 
@@ -43,16 +41,10 @@ def dpmpp_2m_cfgpp(levels: Levels) -> Iterator[Update]:
     before = math.inf
     for now, to in levels.steps():
         h = growth(now, to)
-        if math.isinf(h):
-            x: dict[str, float] = {"denoised": to.alpha}
-            if to.sigma > 0.0:  # from pure noise: y e^-h is x sigma' / sigma
-                x["x"] = to.sigma / now.sigma
-        else:
-            keep = to.sigma / now.sigma
-            x = {"x": keep, "denoised": to.alpha, "negative": -now.alpha * keep}
-            if math.isfinite(before):
-                bend = to.alpha * -math.expm1(-h) * 0.5 * h / before
-                x = combine((1.0, x), (bend, {"denoised": 1.0, "previous": -1.0}))
+        x = transfer(now, to, image="negative")
+        if math.isfinite(h) and math.isfinite(before):
+            bend = to.alpha * -math.expm1(-h) * 0.5 * h / before
+            x = combine((1.0, x), (bend, {"denoised": 1.0, "previous": -1.0}))
         kept: dict[str, Map] = {"previous": {"negative": 1.0}}
         yield Update(now, x, kept if to.sigma > 0.0 else {})
         before = h

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from fastguide.options import Configured
 from fastguide.process import Level
-from fastguide.solvers.update import Update
+from fastguide.solvers.update import Update, transfer
 from fastguide.spacing import Levels
 
 
@@ -33,10 +33,8 @@ def ddim(levels: Levels, eta: float = 0.0, rederive: bool = True) -> Iterator[Up
         raise ValueError(f"eta is {eta}, but it should lie in [0, 1]")
     for now, to in levels.steps():
         s = eta * to.sigma / now.sigma * transition_std(now, to)
-        keep = math.sqrt(to.sigma**2 - s**2) / now.sigma
-        x = {"x": keep, "denoised": to.alpha - now.alpha * keep}
-        if not rederive and keep:
-            x = {"x": keep, "denoised": to.alpha, "unclamped": -now.alpha * keep}
+        image = "denoised" if rederive else "unclamped"
+        x = transfer(now, to, math.sqrt(to.sigma**2 - s**2), image)
         yield Update(at=now, x={**x, "noise": s} if s else x)
 
 
@@ -59,8 +57,7 @@ def euler_ancestral(levels: Levels, eta: float = 1.0) -> Iterator[Update]:
     """
     for now, to in levels.steps():
         down, up = ancestral_split(now, to, eta)
-        keep = to.alpha * down / now.sigma
-        x = {"x": keep, "denoised": to.alpha - now.alpha * keep}
+        x = transfer(now, to, to.alpha * down)
         yield Update(at=now, x={**x, "noise": to.alpha * up} if up else x)
 
 

@@ -73,6 +73,19 @@ def euler(
         yield Update(at=step.hat, x=_with_next(transfer(step.hat, step.to), following))
 
 
+def trapezoid(now: Level, to: Level, over: str) -> tuple[dict[str, float], dict[str, float]]:
+    """The slot "half", which adds half of the slope at `now`, and x, which adds half of that at
+    `to`. The slope is `denoised rise + eps fall` over "x", or over "ratio" as heun says.
+    """
+    if over == "x":
+        stay, rise, fall = 1.0, to.alpha - now.alpha, to.sigma - now.sigma
+    else:
+        stay, rise, fall = to.alpha / now.alpha, 0.0, to.alpha * (to.ratio - now.ratio)
+    slope = {"denoised": 0.5 * rise}
+    half = combine((stay, {"x": 1.0}), (1.0, slope), (0.5 * fall, eps(now)))
+    return half, combine((1.0, {"half": 1.0}), (1.0, slope), (0.5 * fall, eps(to)))
+
+
 @Configured
 def heun(
     levels: Levels,
@@ -98,13 +111,6 @@ def heun(
         if to.sigma == 0.0 or (over == "ratio" and now.alpha == 0.0):
             yield Update(at=now, x=_with_next(predicted, following))
             continue
-        # half of each end's slope: denoised rise + eps fall
-        if over == "x":
-            stay, rise, fall = 1.0, to.alpha - now.alpha, to.sigma - now.sigma
-        else:
-            stay, rise, fall = to.alpha / now.alpha, 0.0, to.alpha * (to.ratio - now.ratio)
-        slope = {"denoised": 0.5 * rise}
-        half = combine((stay, {"x": 1.0}), (1.0, slope), (0.5 * fall, eps(now)))
+        half, corrected = trapezoid(now, to, over)
         yield Update(at=now, x=predicted, keep={"half": half})
-        corrected = combine((1.0, {"half": 1.0}), (1.0, slope), (0.5 * fall, eps(to)))
         yield Update(at=to, x=_with_next(corrected, following))

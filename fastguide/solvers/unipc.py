@@ -33,6 +33,8 @@ def _rhos(nodes: Sequence[float], h: float, variant: str) -> tuple[float, list[f
     that make the integral of a polynomial of degree len(nodes) exact (eq. 10-12).
     """
     scale = -h if variant == "bh1" else math.expm1(-h)
+    if len(nodes) == 1:
+        return scale, [0.5]  # the authors' choice: the limit for small h
     phi, factorial, right = math.expm1(-h) / -h - 1.0, 1.0, []
     for k in range(1, len(nodes) + 1):
         factorial *= k
@@ -48,7 +50,7 @@ def _solve(
     """x at the end of `step` from "start" (x at its begin) and the images there and before; the
     corrector also knows the image at the end, "denoised".
     """
-    base = combine((1.0, transfer(step.now, step.to)))
+    base = transfer(step.now, step.to)
     start = {"start": base["x"], images[0]: base["denoised"]}
     if math.isinf(step.h):
         return start
@@ -58,10 +60,7 @@ def _solve(
         nodes, names = [*nodes, 1.0], [*names, "denoised"]
     if not nodes:
         return start
-    # with one node the authors take 1/2, its limit for small h
     scale, rhos = _rhos(nodes, step.h, variant)
-    if len(nodes) == 1:
-        rhos = [0.5]
     parts = [
         (-step.to.alpha * scale * rho / node, {name: 1.0, images[0]: -1.0})
         for rho, node, name in zip(rhos, nodes, names, strict=True)

@@ -52,7 +52,13 @@ def eps(at: Level, image: str = "denoised") -> dict[str, float]:
     return {"x": 1.0 / at.sigma, image: -at.alpha / at.sigma}
 
 
-def transfer(now: Level, to: Level) -> dict[str, float]:
-    """x at `to` where the denoised image and the noise stay what they are: DDIM's step."""
-    keep = to.sigma / now.sigma
-    return {"x": keep, "denoised": to.alpha - now.alpha * keep}
+def transfer(
+    now: Level, to: Level, sigma: float | None = None, image: str = "denoised"
+) -> dict[str, float]:
+    """`alpha' denoised + sigma eps`, eps beside `image`: with sigma = sigma', the default, DDIM's
+    step, in which the denoised image and the noise stay what they are.
+    """
+    keep = (to.sigma if sigma is None else sigma) / now.sigma
+    if image == "denoised" or keep == 0.0:
+        return {"x": keep, "denoised": to.alpha - now.alpha * keep}
+    return {"x": keep, "denoised": to.alpha, image: -now.alpha * keep}
