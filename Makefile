@@ -1,8 +1,10 @@
 # Everything from a bare Python (3.10 - 3.13) and a C++ compiler. The first run of a target sets up
 # .venv; later runs reinstall only what changed.
-#   make sample | test | lint | bench | baseline | quality | cuda-build | model | clean
+#   make sample | test | lint | bench | baseline | quality | solvers | cuda-build | model | clean
 # TORCH chooses the torch to install, PYTHON the interpreter:
 #   make test TORCH=torch==2.12.0 PYTHON=python3.12
+# ARGS goes to the quality benchmark:
+#   make quality ARGS='--dtype bf16 --scales 1,1.5,2,3,5 --pair-samples 200'
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -12,7 +14,7 @@ DATA ?= /usr/share/datasets/fashion-mnist
 CLASSES := T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot
 COMPILED := $(shell find csrc -name '*.*') setup.py pyproject.toml
 
-.PHONY: sample test lint bench baseline quality cuda-build model clean
+.PHONY: sample test lint bench baseline quality solvers cuda-build model clean
 
 sample: $(VENV)/installed
 	$(BIN)/fastguide sample fashion --out samples.png
@@ -33,7 +35,11 @@ baseline: $(VENV)/installed
 	$(BIN)/pytest -q bench --renew-baseline
 
 quality: $(VENV)/installed
-	$(BIN)/python bench/quality.py --data $(DATA)
+	$(BIN)/python bench/quality.py --data $(DATA) $(ARGS)
+
+# every solver on a mixture whose scores are known
+solvers: $(VENV)/installed
+	$(BIN)/python bench/solvers.py
 
 cuda-build:
 	PYTHON=$(PYTHON) bash scripts/cuda_build.sh

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from forwards import bare_forwards
 
 import fastguide as fg
 
@@ -26,14 +27,7 @@ def timed(sampler, labels):
 
 def test_sample_against_bare_forwards(ratio, model, labels):
     sampler = fg.Sampler(model, fg.Superconditioning(3.0), steps=STEPS)
-    x = torch.randn(BATCH, *model.shape)
-    cond = (labels, torch.full_like(labels, model.null))
-
-    @torch.no_grad()
-    def forwards():
-        for i in range(STEPS):
-            model.net(x, torch.full((BATCH,), 1.0 - i / STEPS), cond)
-
+    forwards = bare_forwards(model, sampler.plan, labels)
     name = "sample, single pass, batch 64, against its bare network forwards"
     ratio(name, timed(sampler, labels), forwards, limit=1.01, rounds=15)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from forwards import bare_forwards
 
 import fastguide as fg
 from fastguide.solvers import SOLVERS
@@ -19,14 +20,6 @@ def test_time_outside_the_network(ratio, name):
     levels = fg.karras(sigma_max=20.0, sigma_min=0.05).run(model.process, STEPS)
     sampler = fg.Sampler(model, fg.Superconditioning(2.0), solver, levels=levels)
     labels = torch.arange(BATCH) % 10
-    x = torch.randn(BATCH, *model.shape)
-    cond = (labels, torch.full_like(labels, model.null))
-
-    @torch.no_grad()
-    def forwards():
-        for row in sampler.plan.rows:
-            if row.pattern is not None:
-                model.net(x, torch.full((BATCH,), row.at.t), cond)
-
+    forwards = bare_forwards(model, sampler.plan, labels)
     what = f"{name}, batch {BATCH}, against its bare forwards"
     ratio(what, lambda: sampler(labels, range(BATCH)), forwards, limit=1.05, rounds=5)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
+from picture import panels, write_png
 from rich.console import Console
 from rich.table import Table
-
-from fastguide.checkpoint import write_atomic
 
 
 def main_table(results: dict[str, Any]) -> Table:
@@ -59,14 +57,9 @@ def pair_table(pairs: list[dict[str, Any]]) -> Table:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """Frechet distance and accuracy over the scale, one line a mode."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = {"cfg": "CFG, two passes", "superconditioning": "superconditioning, one pass"}
     looks = {"cfg": ("#0072b2", "o"), "superconditioning": ("#d55e00", "s")}
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = panels(2, size=(10, 4))
     start = [row for row in results["rows"] if row["mode"] == "unguided"]
     for mode, name in names.items():
         rows = [row for row in results["rows"] if row["mode"] == mode]
@@ -98,10 +91,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    pyplot.close(figure)
-    write_atomic(path, buffer.getvalue())
+    write_png(figure, path, dpi=150)
 
 
 def report(results: dict[str, Any], console: Console) -> None:

@@ -5,19 +5,20 @@ square, deterministic solvers). Right: the distance of all samples together from
 Wasserstein-1), which stochastic solvers can be held to as well; its floor is what as many exact
 draws have.
 
-    python bench/solvers.py    # writes docs/images/solvers.png and bench/results/solvers.json
+    make solvers    # writes docs/images/solvers.png and bench/results/solvers.json
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 from machine import where_and_when
+from picture import panels, write_png
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -105,13 +106,8 @@ def measure() -> list[dict[str, Any]]:
 
 def plot(rows: list[dict[str, Any]], floor: float, path: Path) -> None:
     """Both distances over the evaluations."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
-    colours = pyplot.get_cmap("tab20").colors
+    figure, axes = panels(2, size=(13, 5.5))
+    colours = matplotlib.colormaps["tab20"].colors
     for i, name in enumerate(dict.fromkeys(row["solver"] for row in rows)):
         mine = [row for row in rows if row["solver"] == name]
         look = {
@@ -135,10 +131,7 @@ def plot(rows: list[dict[str, Any]], floor: float, path: Path) -> None:
         panel.set_xticklabels([str(count) for count in COUNTS])
         panel.grid(alpha=0.3)
     axes[1].legend(frameon=False, fontsize=8, bbox_to_anchor=(1.0, 1.0), loc="upper left")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    pyplot.close(figure)
-    write_atomic(path, buffer.getvalue())
+    write_png(figure, path, dpi=110)
 
 
 def main() -> None:

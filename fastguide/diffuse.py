@@ -65,8 +65,8 @@ def net_input(
     prediction: Prediction, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(network input, network time) as `Prediction.input_scale` and `.net_time` say."""
-    if prediction.name not in ("edm", "consistency"):
+    if prediction.log_time is None:
         return x, t
     ratio = sigma / alpha
     scaled = x / (alpha * (ratio.square() + prediction.sigma_data**2).sqrt())
-    return scaled, (0.25 if prediction.name == "edm" else 250.0) * ratio.flatten().log()
+    return scaled, prediction.log_time * ratio.flatten().log()

@@ -320,9 +320,16 @@ class Prediction:
             return data * data / (above**2 + data**2) / alpha, above * data / math.sqrt(square)
         return data * data / square / alpha, ratio * data / math.sqrt(square)
 
+    @property
+    def log_time(self) -> float | None:
+        """The factor of log(sigma / alpha) in the network's time, where the network is given that
+        and the scaled `c_in x`; None where it is given t and x.
+        """
+        return {"edm": 0.25, "consistency": 250.0}.get(self.name)
+
     def input_scale(self, level: Level) -> float:
         """c_in: the network sees `c_in x`."""
-        if self.name not in ("edm", "consistency"):
+        if self.log_time is None:
             return 1.0
         return 1.0 / (level.alpha * math.hypot(level.ratio, self.sigma_data))
 
@@ -330,6 +337,4 @@ class Prediction:
         """What the network is given as its time: t; for `edm` log(sigma) / 4, for `consistency`
         1000 times that.
         """
-        if self.name not in ("edm", "consistency"):
-            return level.t
-        return (0.25 if self.name == "edm" else 250.0) * math.log(level.ratio)
+        return level.t if self.log_time is None else self.log_time * math.log(level.ratio)

@@ -47,6 +47,16 @@ def noise(seeds: Tensor, evaluation: int, numel: int) -> Tensor:
     return torch.stack(out, dim=2).flatten(1)[:, :numel]
 
 
+def combine(x: Tensor, branches: Sequence[Tensor], weights: Tensor, row: Tensor) -> Tensor:
+    """The guided denoised image before any clamp, in the dtype of `x` `[B, ...]`; see step."""
+    positive, *others = (branch.to(x.dtype) for branch in branches)
+    w = weights.to(x.dtype).reshape(*weights.shape, *[1] * (x.ndim - 1))
+    guided = w[:, 0] * positive
+    for k, other in enumerate(others, 1):
+        guided = guided + w[:, k] * (positive - other)
+    return row[Column.OF_X] * x + row[Column.OF_PREDICTION] * guided
+
+
 def step(
     state: Tensor,
     branches: Sequence[Tensor],
@@ -72,14 +82,9 @@ def step(
     x = state[0]
     denoised = unclamped = negative = torch.zeros_like(x)
     if branches:
-        predictions = [branch.to(state.dtype) for branch in branches]
-        w = weights.to(state.dtype).reshape(*weights.shape, *[1] * (x.ndim - 1))
-        guided = w[:, 0] * predictions[0]
-        for k in range(1, len(predictions)):
-            guided = guided + w[:, k] * (predictions[0] - predictions[k])
-        of_x, of_prediction = row[Column.OF_X], row[Column.OF_PREDICTION]
-        unclamped = of_x * x + of_prediction * guided
-        negative = of_x * x + of_prediction * predictions[min(1, len(predictions) - 1)]
+        unclamped = combine(x, branches, weights, row)
+        first_other = branches[min(1, len(branches) - 1)]
+        negative = combine(x, [first_other], torch.ones_like(weights), row)
         denoised = unclamped.clamp(row[Column.LOW], row[Column.HIGH])
         if bound is not None:
             column = bound.to(state.dtype).reshape(-1, *[1] * (x.ndim - 1))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastguide.table import Column
+from fastguide import reference
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,7 @@ class DynamicThreshold:
             weights: `[B or 1, >= K]`.
             row: one row of the coefficient table.
         """
-        w = weights.reshape(*weights.shape, *[1] * (x.ndim - 1))
-        positive = branches[0].float()
-        guided = w[:, 0] * positive
-        for k in range(1, len(branches)):
-            guided += w[:, k] * (positive - branches[k])
-        denoised = row[Column.OF_X] * x + row[Column.OF_PREDICTION] * guided
-        sizes = denoised.abs().flatten(1)
+        sizes = reference.combine(x, branches, weights, row).abs().flatten(1)
         # linear interpolation between order statistics, as torch.quantile does up to 16M elements
         place = self.quantile * (sizes.shape[1] - 1)
         low = int(place)

@@ -216,11 +216,13 @@ void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
     const float of_x = a.row[kOfX], of_prediction = a.row[kOfPrediction];
     load(positive, a, a.branches[0], sample, start, count);
     first_branch(guided, positive, weight[0], count);
-    if (a.extra == kNegative) affine(extra, x, positive, of_x, of_prediction, count);
     for (int64_t k = 1; k < a.branch_count; ++k) {
       load(other, a, a.branches[k], sample, start, count);
       add_delta(guided, positive, other, weight[k], count);
       if (k == 1 && a.extra == kNegative) affine(extra, x, other, of_x, of_prediction, count);
+    }
+    if (a.extra == kNegative && a.branch_count == 1) {
+      affine(extra, x, positive, of_x, of_prediction, count);
     }
     if (a.extra == kUnclamped) affine(extra, x, guided, of_x, of_prediction, count);
     denoise(guided, x, of_x, of_prediction, a.row[kLow], a.row[kHigh], count);

@@ -18,6 +18,9 @@ def train(
     batch: int = 128,
     rate: float = 1e-3,
     prediction: Annotated[str, typer.Option(help="flow, eps, x0, v or edm")] = "flow",
+    betas: Annotated[
+        str, typer.Option(help="of eps, x0 and v: linear, scaled_linear or cosine")
+    ] = "cosine",
     width: int = 192,
     depth: int = 6,
     patch: int = 4,
@@ -53,14 +56,13 @@ def train(
     if dtype not in dtypes:
         raise ValueError(f"dtype is {dtype!r}, but it should be one of {', '.join(dtypes)}")
     images = load_images(data, names=tuple(filter(None, names.split(","))))
-    process = {"flow": Flow(), "edm": EDM()}.get(prediction, VP("cosine"))
+    process = {"flow": Flow(), "edm": EDM()}.get(prediction, VP(betas))  # type: ignore[arg-type]
+    if unconditional:
+        split, irrelevant, dropout = False, 0.0, 0.0
     if irrelevant is None:
         irrelevant = 0.0 if split else 0.1
-    split = split and not unconditional
-    second = (irrelevant > 0 or split) and not unconditional
+    second = split or irrelevant > 0
     recipe = Recipe(irrelevant, negative if second else 0.0, dropout)
-    if unconditional:
-        recipe = Recipe(dropout=0.0)
     net = DiT(
         channels=images.pixels.shape[1],
         patch=patch,

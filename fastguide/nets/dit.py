@@ -174,11 +174,10 @@ class Block(nn.Module):
         super().__init__()
         self.attention_heads, self.parts = attention_heads, parts
         self.modulation = Modulation(width, 6, parts)
-        linear = OneWay if parts == 2 else nn.Linear
-        self.qkv = OneWay(width, width, times=3) if parts == 2 else nn.Linear(width, 3 * width)
-        self.proj = linear(width, width)
-        self.up = linear(width, mlp_ratio * width)
-        self.down = linear(mlp_ratio * width, width)
+        self.qkv = linear(width, width, parts, times=3)
+        self.proj = linear(width, width, parts)
+        self.up = linear(width, mlp_ratio * width, parts)
+        self.down = linear(mlp_ratio * width, width, parts)
 
     def forward(self, state: DiTState) -> DiTState:
         """One stage."""
@@ -213,6 +212,11 @@ class Modulation(nn.Module):
             for i, part in enumerate(self.parts)
         ]
         return torch.cat(vectors, -1).unsqueeze(1).unbind(2)
+
+
+def linear(inputs: int, outputs: int, parts: int, times: int = 1) -> nn.Module:
+    """A linear map `[..., inputs]` -> `[..., times * outputs]`, one-way between two parts."""
+    return OneWay(inputs, outputs, times) if parts == 2 else nn.Linear(inputs, times * outputs)
 
 
 class OneWay(nn.Module):

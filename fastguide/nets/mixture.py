@@ -49,9 +49,8 @@ class GaussianMixture:
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         t = t.double().view(-1, 1)
-        units = {"edm": 4.0, "consistency": 0.004}.get(self.prediction.name)
-        if units is not None:  # of log sigma
-            alpha, sigma = from_ratio(self.process, (units * t).exp())
+        if self.prediction.log_time is not None:
+            alpha, sigma = from_ratio(self.process, (t / self.prediction.log_time).exp())
         else:
             alpha, sigma = alpha_sigma(self.process, t)
         ones = torch.ones_like(alpha)

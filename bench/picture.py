@@ -1,0 +1,24 @@
+"""Pictures of results: matplotlib without a screen, written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from fastguide.checkpoint import write_atomic
+
+
+def panels(count: int, size: tuple[float, float]) -> tuple[Figure, Any]:
+    """A figure of `size` inches and its `count` panels side by side."""
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(1, count)
+
+
+def write_png(figure: Figure, path: Path, dpi: int) -> None:
+    """Write `figure` to `path`."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    write_atomic(path, buffer.getvalue())
