@@ -3,7 +3,7 @@
 // Philox4x32-10 (Salmon et al. 2011) keyed by the 64-bit seed; the counter is
 // (block low, block high, evaluation, 0), block = element / 4. Its four words give four normals by
 // Box-Muller. Branch-free, so that compilers vectorise it; the CPU and CUDA kernels share this file,
-// kernels/philox.py says the same in Triton and fastguide/reference.py in PyTorch.
+// kernels/philox.py says the same in Triton and fastguide/reference/noise.py in PyTorch.
 #pragma once
 
 #include <cmath>

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 # Safe on every GPU: 4 elements a thread, at most 80 registers and no spills at any number of slots
-# and branches, aligned or not (tests/test_triton_compile.py). 8 a thread take 10-25 % fewer
+# and branches, aligned or not (tests/test_step_compile.py). 8 a thread take 10-25 % fewer
 # instructions an element, but up to 240 registers.
 DEFAULTS = {
     "step": {"BLOCK": 512, "num_warps": 4},

@@ -1,4 +1,5 @@
-"""step on the CPU against the fp64 reference; the same cases run in tests/test_triton.py."""
+"""step on the CPU against the fp64 reference; the same cases run in
+tests/interpreted_step.py."""
 
 import math
 

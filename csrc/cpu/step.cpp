@@ -282,7 +282,7 @@ void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
   const int64_t slots = state.size(0), batch = state.size(1);
   const int64_t pixels = state.size(3), numel = state.size(2) * pixels;
   const int64_t e = evaluation.item<int64_t>();
-  // what protects memory; everything else is checked in fastguide/ops.py
+  // what protects memory; everything else is checked in fastguide/ops/step.py
   TORCH_CHECK(state.dim() == 4 && state.is_contiguous() && slots <= kMaxSlots && e >= 0 &&
                   e < table.size(0) && e < weights.size(0) && table.is_contiguous() &&
                   table.size(1) >= kMatrix + slots * (slots + 3) &&

@@ -1,0 +1,11 @@
+"""The ops: one name each for CPU (C++), GPU (Triton, CUDA) and fake tensors. Inputs are checked
+here.
+
+Importing this module loads the compiled extension and registers the rest; Triton is imported when
+an op first runs on a GPU.
+"""
+
+from fastguide.ops.noise import as_seeds, noise
+from fastguide.ops.step import as_planes, step
+
+__all__ = ["as_planes", "as_seeds", "noise", "step"]

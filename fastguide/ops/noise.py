@@ -1,0 +1,62 @@
+"""Normal noise by (seed, evaluation, element): csrc/philox.h."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from fastguide._C import build_info
+
+_STREAM = 2**32 - 1  # evaluations are counted in 32 bits; 0 is the start
+
+
+def as_seeds(seeds: int | Iterable[int] | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """`seeds` as an int64 tensor `[B]`; each should lie in [0, 2^63)."""
+    if isinstance(seeds, Tensor):
+        if seeds.ndim != 1 or seeds.dtype != torch.int64:
+            raise ValueError(
+                f"seeds is {seeds.dtype} of shape {tuple(seeds.shape)}, but it should be int64 [B]"
+            )
+        return seeds.to(device).contiguous()
+    values = [seeds] if isinstance(seeds, int) else list(seeds)
+    if not values:
+        raise ValueError("seeds is empty, but there should be one seed per sample")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+            raise ValueError(f"seeds has {value!r}, but a seed should be an int in [0, 2^63)")
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def noise(
+    seeds: int | Iterable[int] | Tensor,
+    shape: Sequence[int],
+    evaluation: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Standard normal noise, fp32 `[B, *shape]`, sample i from `seeds[i]` alone.
+
+    The value of an element depends on (seed, evaluation, its index in the sample) and on nothing
+    else: not on the batch, the rank of `shape`, or the device (Philox4x32-10 and Box-Muller).
+    `evaluation` 0 is the start of a sample; the k-th update of a run, k = 1, 2, ..., draws k.
+    """
+    if device is None:
+        device = seeds.device if isinstance(seeds, Tensor) else "cpu"
+    if any(int(side) < 1 for side in shape):
+        raise ValueError(f"shape is {tuple(shape)}, but every side should be 1 or more")
+    if not 0 <= evaluation <= _STREAM:
+        raise ValueError(f"evaluation is {evaluation}, but it should lie in [0, 2^32)")
+    if torch.device(device).type == "cuda" and build_info()["cuda"] is None:
+        raise RuntimeError(
+            f"device is {device}, but fastguide was built without CUDA kernels; "
+            "`fastguide info` says how to get them"
+        )
+    rows = as_seeds(seeds, device)
+    return torch.ops.fastguide.noise(rows, evaluation, math.prod(shape)).reshape(-1, *shape)
+
+
+@torch.library.register_fake("fastguide::noise")
+def _noise_fake(seeds: Tensor, evaluation: int, numel: int) -> Tensor:
+    return seeds.new_empty((seeds.shape[0], numel), dtype=torch.float32)

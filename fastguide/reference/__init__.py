@@ -1,0 +1,8 @@
+"""Every op in plain PyTorch, in the precision of its inputs: the definition that kernels are held
+to.
+"""
+
+from fastguide.reference.noise import noise, philox4x32
+from fastguide.reference.step import combine, step
+
+__all__ = ["combine", "noise", "philox4x32", "step"]
