@@ -5,6 +5,7 @@ import torch
 
 from fastguide.nets import DiT
 from fastguide.nets.dit import position_embedding
+from fastguide.nets.staged import PLAIN
 
 
 def randomised(**config):
@@ -23,19 +24,25 @@ def test_it_starts_as_zero_and_its_blocks_as_the_identity():
     net = DiT(width=48, depth=2)
     x, t, cond = torch.randn(2, 1, 28, 28), torch.rand(2), torch.tensor([1, 2])
     assert net(x, t, cond).abs().max() == 0
-    state = net.embed(x, t, cond)
+    state = net.condition(net.embed((x, t)), cond)
     assert torch.equal(net.blocks[0](state).tokens, state.tokens)
 
 
 def test_stages_compose_to_the_network():
     net = randomised(heads=2)
     x, t, cond = inputs()
-    first, *others = net.stages
-    out = first(x, t, cond)
-    for stage in others:
-        out = stage(out)
-    assert torch.equal(out, net(x, t, cond))
-    assert len(net.stages) == 2 + 2
+    state = (x, t)
+    for stage in net.stages:
+        state = stage.run(state, cond, PLAIN)
+    assert torch.equal(state, net(x, t, cond))
+    assert [stage.name for stage in net.stages] == [
+        "patches",
+        "condition",
+        "blocks.0",
+        "blocks.1",
+        "head",
+    ]
+    assert net.middle == ("blocks.1",)
 
 
 def test_output_depends_on_each_input():
@@ -68,7 +75,7 @@ def test_a_split_network_in_stages_starts_as_zero_and_takes_any_size():
     net = DiT(width=48, depth=2, attention_heads=2, patch=2, heads=2, split=True)
     x, t, cond = inputs(2, (6, 10))
     assert net(x, t, cond).abs().max() == 0
-    state = net.embed(x, t, cond)
+    state = net.condition(net.embed((x, t)), cond)
     assert torch.equal(net.blocks[0](state).tokens, state.tokens)
     assert net(x, t, cond).shape == (2, 2, 6, 10)
 

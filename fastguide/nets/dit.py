@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fastguide.nets.attention import SelfAttention, shuffled
+from fastguide.nets.linear import joined
+from fastguide.nets.staged import PLAIN, Routing, Stage, run_stages
 
 
 class DiTState(NamedTuple):
@@ -87,8 +90,9 @@ class DiT(nn.Module):
         )
         self.labels = nn.Embedding(classes + 1, embedding) if classes else None
         self.negative_labels = nn.Embedding(classes + 1, embedding) if negative else None
+        self.block_names = tuple(f"blocks.{index}" for index in range(depth))
         self.blocks = nn.ModuleList(
-            Block(width, attention_heads, mlp_ratio, parts) for _ in range(depth)
+            Block(name, width, attention_heads, mlp_ratio, parts) for name in self.block_names
         )
         self.modulation = Modulation(width, 2, parts)
         self.out = nn.Linear(width, pixels if split else heads * pixels)
@@ -122,41 +126,60 @@ class DiT(nn.Module):
             )
 
     @property
-    def stages(self) -> tuple[Callable[..., Any], ...]:
-        """embed(x, t, cond) -> state, one block(state) -> state each, head(state) -> prediction."""
-        return (self.embed, *self.blocks, self.head)
+    def stages(self) -> tuple[Stage, ...]:
+        """Patches, condition, blocks, head (`fastguide.nets.staged`)."""
+        blocks = (
+            Stage(name, block, (name,), skippable=True)
+            for name, block in zip(self.block_names, self.blocks, strict=True)
+        )
+        return (
+            Stage("patches", self.embed),
+            Stage("condition", self.condition, cond=True),
+            *blocks,
+            Stage("head", self.head),
+        )
+
+    @property
+    def middle(self) -> tuple[str, ...]:
+        """The block halfway."""
+        return (self.block_names[len(self.block_names) // 2],)
 
     def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """Predict from `x` [B, C, H, W] at times `t` [B] under `cond` (None: the null class)."""
-        state = self.embed(x, t, cond)
-        for block in self.blocks:
-            state = block(state)
-        return self.head(state)
+        return run_stages(self, x, t, cond)
 
-    def embed(self, x: Tensor, t: Tensor, cond: Any = None) -> DiTState:
-        """The first stage: patches to tokens, time and conditions to one embedding."""
-        batch, _, height, width = x.shape
-        grid = (height // self.patch, width // self.patch)
+    def embed(
+        self, inputs: tuple[Tensor, Tensor], cond: Any = None, routing: Routing = PLAIN
+    ) -> DiTState:
+        """Patches to tokens, time to an embedding."""
+        x, t = inputs
+        grid = (x.shape[2] // self.patch, x.shape[3] // self.patch)
         tokens = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)
         dtype = self.patches.weight.dtype
         tokens = self.patches(tokens.to(dtype))
         position = position_embedding(grid, self.width // self.parts, x.device)
         tokens = tokens + position.repeat(1, self.parts).to(tokens.dtype)
         time = self.time(time_embedding(t * self.time_scale).to(dtype))
-        embeddings = [time] * self.parts  # the last part is the one that sees the condition
+        return DiTState(tokens, torch.stack([time] * self.parts, 1), grid)
+
+    def condition(self, state: DiTState, cond: Any = None, routing: Routing = PLAIN) -> DiTState:
+        """Add the conditions to the embedding; the last part is the one that sees the first."""
+        embedding = state.embedding
         if self.labels is not None:
+            batch, device = embedding.shape[0], embedding.device
             first, second = cond if self.negative and cond is not None else (cond, None)
-            embeddings[-1] = embeddings[-1] + self.labels(self._or_null(first, batch, x.device))
+            added = [torch.zeros_like(embedding[:, 0])] * self.parts
+            added[-1] = self.labels(self._or_null(first, batch, device))
             if self.negative_labels is not None:
-                second = self._or_null(second, batch, x.device)
-                embeddings[0] = embeddings[0] + self.negative_labels(second)
-        return DiTState(tokens, F.silu(torch.stack(embeddings, 1)), grid)
+                added[0] = added[0] + self.negative_labels(self._or_null(second, batch, device))
+            embedding = embedding + torch.stack(added, 1)
+        return state._replace(embedding=F.silu(embedding))
 
     def _or_null(self, labels: Tensor | None, batch: int, device: torch.device) -> Tensor:
         return torch.full((batch,), self.classes, device=device) if labels is None else labels
 
-    def head(self, state: DiTState) -> Tensor:
-        """The last stage: tokens to pixels."""
+    def head(self, state: DiTState, cond: Any = None, routing: Routing = PLAIN) -> Tensor:
+        """Tokens to pixels."""
         shift, scale = self.modulation(state.embedding)
         tokens = modulate(state.tokens, shift, scale, self.parts)
         patches = self.out(tokens)
@@ -170,29 +193,26 @@ class DiT(nn.Module):
 class Block(nn.Module):
     """Self-attention and MLP, each modulated and gated by the embedding (adaLN-Zero)."""
 
-    def __init__(self, width: int, attention_heads: int, mlp_ratio: int, parts: int = 1) -> None:
+    def __init__(
+        self, name: str, width: int, attention_heads: int, mlp_ratio: int, parts: int = 1
+    ) -> None:
         super().__init__()
-        self.attention_heads, self.parts = attention_heads, parts
+        self.name, self.parts = name, parts
         self.modulation = Modulation(width, 6, parts)
-        self.qkv = linear(width, width, parts, times=3)
-        self.proj = linear(width, width, parts)
-        self.up = linear(width, mlp_ratio * width, parts)
-        self.down = linear(mlp_ratio * width, width, parts)
+        self.attention = SelfAttention(self.name, width, attention_heads, parts)
+        self.up = joined(width, mlp_ratio * width, parts=parts)
+        self.down = joined(mlp_ratio * width, width, parts=parts)
 
-    def forward(self, state: DiTState) -> DiTState:
+    def forward(self, state: DiTState, cond: Any = None, routing: Routing = PLAIN) -> DiTState:
         """One stage."""
-        tokens, parts = state.tokens, self.parts
+        parts = self.parts
+        tokens = shuffled(state.tokens, self.name, routing)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(state.embedding)
-        tokens = tokens + gate_a * self.attention(modulate(tokens, shift_a, scale_a, parts))
+        normal = modulate(tokens, shift_a, scale_a, parts)
+        tokens = tokens + gate_a * self.attention(normal, state.grid, routing)
         hidden = self.up(modulate(tokens, shift_m, scale_m, parts))
         hidden = F.gelu(hidden, approximate="tanh")
         return state._replace(tokens=tokens + gate_m * self.down(hidden))
-
-    def attention(self, tokens: Tensor) -> Tensor:
-        """Multi-head self-attention on `[B, N, width]`."""
-        qkv = self.qkv(tokens).unflatten(-1, (3, self.attention_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Modulation(nn.Module):
@@ -212,29 +232,6 @@ class Modulation(nn.Module):
             for i, part in enumerate(self.parts)
         ]
         return torch.cat(vectors, -1).unsqueeze(1).unbind(2)
-
-
-def linear(inputs: int, outputs: int, parts: int, times: int = 1) -> nn.Module:
-    """A linear map `[..., inputs]` -> `[..., times * outputs]`, one-way between two parts."""
-    return OneWay(inputs, outputs, times) if parts == 2 else nn.Linear(inputs, times * outputs)
-
-
-class OneWay(nn.Module):
-    """A linear map `[..., inputs]` -> `[..., times * outputs]` on halves: the first half of each
-    output sees the first half of the input only, the second sees all of it.
-    """
-
-    def __init__(self, inputs: int, outputs: int, times: int = 1) -> None:
-        super().__init__()
-        self.times = times
-        self.first = nn.Linear(inputs // 2, times * outputs // 2)
-        self.second = nn.Linear(inputs, times * outputs // 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply it."""
-        first = self.first(x[..., : x.shape[-1] // 2]).unflatten(-1, (self.times, -1))
-        second = self.second(x).unflatten(-1, (self.times, -1))
-        return torch.cat([first, second], -1).flatten(-2)
 
 
 _FREQUENCIES = 256

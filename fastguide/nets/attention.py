@@ -1,0 +1,159 @@
+"""Self-attention that guidance can perturb in chosen rows, each at no more than its own cost.
+
+| rows | projections | attention |
+|---|---|---|
+| plain | q, k, v, out | all tokens to all |
+| `Identity` | v, out | none |
+| `BlurredQueries`, finite | q, k, v, out | all to all |
+| `BlurredQueries`, inf | none of N tokens | one query a head: all queries are one |
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastguide import ops
+from fastguide.nets.linear import joined
+from fastguide.nets.staged import PLAIN, Normalized, Routing, Segment
+from fastguide.perturbation import BlurredQueries, Identity, Perturbation, Shuffled
+
+Grid = tuple[int, int]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention on `[rows, N, width]` with its output projection.
+
+    Args:
+        name: what `routing` calls it.
+        parts: 2 keeps the first half of the channels from the second (`OneWay`).
+    """
+
+    def __init__(self, name: str, width: int, heads: int, parts: int = 1) -> None:
+        super().__init__()
+        self.name, self.heads = name, heads
+        self.qkv = joined(width, width, times=3, parts=parts)
+        self.proj = joined(width, width, parts=parts)
+
+    def forward(self, tokens: Tensor, grid: Grid, routing: Routing = PLAIN) -> Tensor:
+        """Attend; `grid` (h, w) is how the N = h w tokens lie, row by row."""
+        blocks = routing.segments.get(self.name)
+        if blocks is None and self.name not in routing.observe:
+            return self.proj(self._plain(tokens))
+        segments = blocks or (Segment(0, 1),)
+        unit = tokens.shape[0] // segments[-1].stop
+        mixed = []
+        for segment in segments:
+            rows = tokens[segment.start * unit : segment.stop * unit]
+            mixed.append(self._mixed(rows, segment, unit, grid, routing))
+        outputs = [
+            self.proj(_nag(mixed, segments, segment, unit, routing.nag)).expand(
+                -1, tokens.shape[1], -1
+            )
+            for segment in segments
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _mixed(
+        self, rows: Tensor, segment: Segment, unit: int, grid: Grid, routing: Routing
+    ) -> Tensor:
+        """What the output projection is given: `[rows, N, width]`, or `[rows, 1, width]` where all
+        tokens are the same.
+        """
+        how = segment.how
+        if isinstance(how, Identity):
+            return self.qkv.part(rows, 2)
+        if isinstance(how, BlurredQueries) and math.isinf(how.sigma):
+            return self._one_query(rows)
+        block = routing.observe.get(self.name)
+        if block is None or how is not None or not segment.start <= block < segment.stop:
+            return self._plain(rows, how, grid)
+        qkv = self.qkv(rows)
+        q, k, _ = self._heads(qkv[(block - segment.start) * unit :][:unit])
+        routing.observed[self.name] = (ops.attention_colsum(q, k), grid)
+        return self._attend(*self._heads(qkv))
+
+    def _plain(self, rows: Tensor, how: Perturbation | None = None, grid: Grid = (1, 1)) -> Tensor:
+        qkv = self.qkv(rows)
+        q, k, v = self._heads(qkv)
+        if isinstance(how, BlurredQueries):
+            blurred = ops.blur(qkv[..., : rows.shape[2]], how.sigma, grid)
+            q = blurred.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return self._attend(q, k, v)
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v `[rows, heads, N, d]`, views."""
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    def _one_query(self, rows: Tensor) -> Tensor:
+        """Attention of the mean query, `[rows, 1, width]`, without the keys and values of N tokens.
+
+        q . (W_k x_j + b_k) = (W_k^T q) . x_j + const, and the constant drops out of the softmax;
+        sum_j p_j (W_v x_j + b_v) = W_v (sum_j p_j x_j) + b_v.
+        """
+        query = self.qkv.part(rows.mean(1), 0).unflatten(-1, (self.heads, -1))
+        of_key, of_value, bias = (
+            tensor.unflatten(0, (self.heads, -1))
+            for tensor in (self.qkv.matrix(1)[0], *self.qkv.matrix(2))
+        )
+        probe = torch.einsum("rhd,hdw->rhw", query, of_key) * query.shape[-1] ** -0.5
+        weights = (probe @ rows.transpose(1, 2)).softmax(-1, dtype=torch.float32).to(rows.dtype)
+        value = torch.einsum("rhw,hdw->rhd", weights @ rows, of_value) + bias
+        return value.flatten(1).unsqueeze(1)
+
+
+def _nag(
+    mixed: Sequence[Tensor],
+    segments: Sequence[Segment],
+    segment: Segment,
+    unit: int,
+    settings: Normalized | None,
+) -> Tensor:
+    """NAG (Chen et al. 2025) where the segment asks for it: led away from z_- by `scale`, its L1
+    norm held to `tau` times that of z_+, mixed with z_+ by `alpha`.
+    """
+    positive = mixed[segments.index(segment)]
+    if segment.against is None:
+        return positive
+    assert settings is not None
+    for other, candidate in zip(mixed, segments, strict=True):
+        if candidate.start <= segment.against < candidate.stop:
+            negative = other[(segment.against - candidate.start) * unit :][:unit]
+    blocks = segment.stop - segment.start
+    negative = negative.repeat(blocks, 1, 1)
+    scale = settings.scale.to(positive.dtype).view(-1, 1, 1)
+    scale = scale.repeat(blocks, 1, 1) if scale.shape[0] > 1 else scale
+    led = scale * positive - (scale - 1) * negative
+    size = positive.abs().sum(-1, keepdim=True, dtype=torch.float32)
+    ratio = led.abs().sum(-1, keepdim=True, dtype=torch.float32) / size.clamp_min(1e-12)
+    led = led * (settings.tau / ratio.clamp_min(settings.tau)).to(led.dtype)
+    return settings.alpha * led + (1 - settings.alpha) * positive
+
+
+def shuffled(tokens: Tensor, layer: str, routing: Routing) -> Tensor:
+    """`tokens` `[rows, N, width]`, permuted in the rows where `routing` shuffles the input of
+    `layer`: sample i by its own seed and the layer's name alone.
+    """
+    segments = routing.segments.get(layer, ())
+    if not any(isinstance(segment.how, Shuffled) for segment in segments):
+        return tokens
+    assert routing.seeds is not None
+    unit = routing.seeds.shape[0]
+    order = ops.noise(routing.seeds, (tokens.shape[1],), zlib.crc32(layer.encode())).argsort(1)
+    parts = []
+    for segment in segments:
+        rows = tokens[segment.start * unit : segment.stop * unit]
+        if isinstance(segment.how, Shuffled):
+            column = order.repeat(segment.stop - segment.start, 1).unsqueeze(2)
+            rows = rows.gather(1, column.expand_as(rows))
+        parts.append(rows)
+    return torch.cat(parts)

@@ -1,0 +1,140 @@
+"""The contract of a network whose layers guidance can reach: stages on one batch-first state.
+
+A network has `stages`, which run in order, and `middle`, the names that "mid" stands for:
+
+    state = (x, t)
+    for stage in net.stages:
+        state = stage.run(state, cond, routing)
+    prediction = state
+
+A state is a pytree of tensors whose first dimension is the rows; other leaves are shared by all
+rows. Rows come in blocks of B, one block a branch. Stages never write to their input, so that the
+engine can keep a state and go on from it twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from fastguide.perturbation import Layers, Perturbation
+
+
+class Segment(NamedTuple):
+    """Neighbouring blocks of rows that a layer treats alike.
+
+    Args:
+        start, stop: the blocks.
+        how: what is done to the layer, or None.
+        against: the block whose attention output NAG leads these away from, or None.
+    """
+
+    start: int
+    stop: int
+    how: Perturbation | None = None
+    against: int | None = None
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """Settings of NAG inside a layer; `scale` is a tensor `[B]` or `[1]`, 1 is off."""
+
+    scale: Tensor
+    tau: float
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which rows a layer treats differently: static for one pattern of branches.
+
+    Args:
+        segments: for each layer that treats some rows differently, all its rows in order.
+        seeds: int64 `[B]`, fresh at each evaluation, for what a layer draws.
+        nag: the settings for segments with `against`.
+        observe: for a layer, the block of rows whose attention's column sums are wanted.
+        observed: where the layer leaves them: fp32 `[B, N]`, and its grid.
+    """
+
+    segments: Mapping[str, tuple[Segment, ...]] = field(default_factory=dict)
+    seeds: Tensor | None = None
+    nag: Normalized | None = None
+    observe: Mapping[str, int] = field(default_factory=dict)
+    observed: dict[str, tuple[Tensor, tuple[int, int]]] = field(default_factory=dict)
+
+
+PLAIN = Routing()
+
+
+class Stage(NamedTuple):
+    """One stage.
+
+    Args:
+        name: for errors and profiles.
+        run: `(state, cond, routing) -> state`; the last stage returns the prediction.
+        layers: the layers within that guidance can reach, in order. A stage that is one layer from
+            state to state, residual connection and all, can be skipped as a whole.
+        cond: whether the stage reads the condition (or what the time does to it). Stages before the
+            first that does run once for all conditions.
+        skippable: whether leaving the stage out leaves a state that the next stage takes.
+    """
+
+    name: str
+    run: Callable[[Any, Any, Routing], Any]
+    layers: tuple[str, ...] = ()
+    cond: bool = False
+    skippable: bool = False
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A network in stages."""
+
+    @property
+    def stages(self) -> Sequence[Stage]: ...
+
+    @property
+    def middle(self) -> tuple[str, ...]: ...
+
+
+def run_stages(net: Staged, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+    """All stages in order, nothing perturbed: what `net(x, t, cond)` is."""
+    state: Any = (x, t)
+    for stage in net.stages:
+        state = stage.run(state, cond, PLAIN)
+    return state
+
+
+def choose_layers(layers: Layers, net: Staged) -> tuple[str, ...]:
+    """The names that `layers` selects, in the network's order, each once.
+
+    Raises:
+        ValueError: an unknown or ambiguous name, or an index that is out of range.
+    """
+    names = tuple(name for stage in net.stages for name in stage.layers)
+    wanted: set[str] = set()
+    for layer in layers if isinstance(layers, tuple) else (layers,):
+        if layer == "mid":
+            wanted.update(net.middle)
+        elif layer == "all":
+            wanted.update(names)
+        elif isinstance(layer, int):
+            if not 0 <= layer < len(names):
+                raise ValueError(
+                    f"layers has {layer}, but the network has {len(names)} layers: "
+                    f"{', '.join(names)}"
+                )
+            wanted.add(names[layer])
+        elif layer in names:
+            wanted.add(layer)
+        else:
+            similar = [name for name in names if name.startswith(layer)] if layer else []
+            problem = f"{len(similar)} layers start with that" if similar else "there is none"
+            raise ValueError(
+                f"layers has {layer!r}, but {problem}; the names are 'mid', 'all', "
+                f"{', '.join(names)}"
+            )
+    return tuple(name for name in names if name in wanted)
