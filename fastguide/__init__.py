@@ -7,6 +7,13 @@ from fastguide.checkpoint import CheckpointError, save
 from fastguide.engine.run import Progress
 from fastguide.guidance import (
     CFG,
+    NAG,
+    PAG,
+    SAG,
+    SEG,
+    SLG,
+    STG,
+    TPG,
     Guidance,
     Superconditioning,
     constant,
@@ -68,6 +75,13 @@ __version__ = "0.1.0"
 __all__ = [
     "CFG",
     "EDM",
+    "NAG",
+    "PAG",
+    "SAG",
+    "SEG",
+    "SLG",
+    "STG",
+    "TPG",
     "VP",
     "CheckpointError",
     "DynamicThreshold",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Skipped:
 
 Perturbation = Identity | BlurredQueries | Shuffled | Skipped
 
-Layers = str | int | tuple[str | int, ...]
+Layers = tuple[str | int, ...]
 
 
 def as_layers(layers: object) -> Layers:
@@ -49,10 +50,41 @@ def as_layers(layers: object) -> Layers:
         if not layers:
             raise ValueError("layers is empty, but it should name one layer or more")
         return tuple(_one(layer) for layer in layers)
-    return _one(layers)
+    return (_one(layers),)
 
 
 def _one(layer: object) -> str | int:
     if isinstance(layer, bool) or not isinstance(layer, (str, int)):
         raise TypeError(f"layers has {layer!r}, but a layer is a name, an index, 'mid' or 'all'")
     return layer
+
+
+Mask = Literal["attention", "global", "high_frequency", "random", "square"]
+
+
+@dataclass(frozen=True)
+class Degraded:
+    """The input is degraded first: its denoised image blurred where a mask says, its noise kept
+    (SAG). The arguments are those of `fastguide.SAG`; `sigma` and `kernel_size` in pixels.
+    """
+
+    mask: Mask
+    sigma: float | None
+    kernel_size: int | None
+    threshold: float
+    share: float
+    layers: Layers
+
+    def __post_init__(self) -> None:
+        if self.mask not in get_args(Mask):
+            raise ValueError(f"mask is {self.mask!r}, but it should be one of {get_args(Mask)}")
+        if self.sigma is not None and not self.sigma > 0:
+            raise ValueError(f"sigma is {self.sigma}, but it should be positive")
+        if self.kernel_size is not None and (self.kernel_size < 1 or self.kernel_size % 2 == 0):
+            raise ValueError(
+                f"kernel_size is {self.kernel_size}, but it should be a positive odd number"
+            )
+        if not self.threshold >= 0:
+            raise ValueError(f"threshold is {self.threshold}, but it should be 0 or more")
+        if not 0.0 <= self.share <= 1.0:
+            raise ValueError(f"share is {self.share}, but it should lie in [0, 1]")

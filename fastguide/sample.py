@@ -6,20 +6,25 @@ import copy
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fastguide import ops
+from fastguide.engine.evaluate import Passes, make_passes
+from fastguide.engine.pattern import Pattern, no_layers
 from fastguide.engine.plan import Plan, make_plan
+from fastguide.engine.program import RowMode
 from fastguide.engine.run import Inputs, Progress, run
 from fastguide.guidance.base import Condition, Guidance
 from fastguide.model import Model
 from fastguide.options import Configured, by_name
+from fastguide.perturbation import Layers
 from fastguide.solvers import Solver, ddim, solver_by_name
 from fastguide.spacing import SPACINGS, Levels, make_levels
+from fastguide.staged import Staged, choose_layers
 from fastguide.threshold import DynamicThreshold
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,6 +56,8 @@ class Sampler:
             sampler makes a copy of the network (`load(..., dtype=)` saves that). x stays fp32.
         shape: of one sample, by default the model's; the network must be able to take it.
         device: where to run; by default the network's device.
+        rows: whether the rows of one evaluation run "batched" or "sequential"; `warmup` measures
+            which is faster.
 
     Raises:
         ValueError, TypeError: an argument that is not as above, named with its value.
@@ -68,6 +75,7 @@ class Sampler:
         dtype: torch.dtype | None = None,
         shape: Sequence[int] | None = None,
         device: torch.device | str | None = None,
+        rows: RowMode = "batched",
     ) -> None:
         if not isinstance(model, Model):
             raise TypeError(
@@ -98,7 +106,11 @@ class Sampler:
             guidance,
             _bounds(clamp),
         )
-        self.plan = make_plan(*self._plan_arguments, device=self.device)
+        if rows not in get_args(RowMode):
+            raise ValueError(f"rows is {rows!r}, but it should be one of {get_args(RowMode)}")
+        self.plan = make_plan(*self._plan_arguments, device=self.device, choose=self._choose)
+        self.rows = rows
+        self._passes = self._make_passes(rows)
         if self.plan.learned and not model.variance:
             raise ValueError(
                 f"solver is {solver}, which needs a network that predicts a variance, but "
@@ -144,17 +156,29 @@ class Sampler:
         )
         plan = self.plan if callback is None else self._with_preview()
         samples, first_bad = run(
-            plan, self.net, inputs, self.shape, self.dtype, self.model.outputs, callback
+            plan, self._passes, inputs, self.shape, self.dtype, self.model.outputs, callback
         )
         if check:
             _check_finite(plan, samples, first_bad, rows)
         return samples
 
+    def _choose(self, layers: Layers) -> tuple[str, ...]:
+        """The names of the network's layers that a guidance names."""
+        return (
+            choose_layers(layers, self.net) if isinstance(self.net, Staged) else no_layers(layers)
+        )
+
+    def _make_passes(self, rows: RowMode) -> dict[Pattern, Passes]:
+        return {pattern: make_passes(pattern, self.net, rows) for pattern in self.plan.patterns}
+
     def _with_preview(self) -> Plan:
         with self._lock:
             if self._preview_plan is None:
                 self._preview_plan = make_plan(
-                    *self._plan_arguments, preview=True, device=self.device
+                    *self._plan_arguments,
+                    preview=True,
+                    device=self.device,
+                    choose=self._choose,
                 )
             return self._preview_plan
 
@@ -288,6 +312,8 @@ def _named_conditions(model: Model, guidance: Guidance | None) -> set[str]:
                 f"{model.heads}"
             )
         names.add("head" if term.branch.head else term.branch.cond)
+    if guidance is not None and guidance.inside():
+        names.add("negative")
     return names
 
 

@@ -5,7 +5,7 @@ import torch
 
 from fastguide.nets import DiT
 from fastguide.nets.dit import position_embedding
-from fastguide.nets.staged import PLAIN
+from fastguide.staged import PLAIN
 
 
 def randomised(**config):

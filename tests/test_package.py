@@ -38,7 +38,7 @@ FORBIDDEN = {
         "fastguide.engine",
         "torch",
     ],
-    "nets": ["fastguide.engine", "fastguide.ops", "fastguide.sample"],
+    "nets": ["fastguide.engine", "fastguide.guidance", "fastguide.sample"],
     "engine": ["fastguide.sample", "fastguide.cli", "fastguide.nets"],
     "training": ["fastguide.engine", "fastguide.sample", "fastguide.cli"],
 }

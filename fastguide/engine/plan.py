@@ -6,13 +6,16 @@ Row 0 of a plan is the start (x is noise of the right size), row k the update af
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fastguide import table as _table
-from fastguide.guidance.base import POSITIVE, Branch, Condition, Guidance
+from fastguide.engine.pattern import Pattern, make_patterns, no_layers
+from fastguide.guidance.base import Guidance
+from fastguide.perturbation import Layers
 from fastguide.process import VP, Level, Prediction
 from fastguide.solvers.update import SOURCES, Map, Solver, Update
 from fastguide.spacing import Levels
@@ -20,18 +23,6 @@ from fastguide.table import Column, Extra
 from fastguide.threshold import DynamicThreshold
 
 PREVIEW = "preview"
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """The branches that are active at an evaluation, the positive one first."""
-
-    branches: tuple[Branch, ...]
-
-    @property
-    def conditions(self) -> tuple[Condition, ...]:
-        """The conditions the network is run under: one block of B rows each."""
-        return tuple(dict.fromkeys(branch.cond for branch in self.branches))
 
 
 @dataclass(frozen=True)
@@ -63,6 +54,9 @@ class Plan:
         table: `[E, width(slots)]` (`fastguide.table`).
         weights: `[E, B or 1, K]`, the active branches of each row packed to the front.
         times: `[E]`: the network's time of each row.
+        nag: `[E, B or 1]`: NAG's scale.
+        degrade: `[E, 3]`: what a pass on a degraded input needs to know of the level
+            (`fastguide.engine.degrade`).
         index: `[E]` int64: 0 ... E - 1, for the kernels.
         batch: the number of samples, where the guidance holds one value per sample.
         threshold: bounds the denoised image per sample, or None.
@@ -73,6 +67,8 @@ class Plan:
     table: Tensor
     weights: Tensor
     times: Tensor
+    nag: Tensor
+    degrade: Tensor
     index: Tensor
     batch: int | None
     threshold: DynamicThreshold | None = None
@@ -89,15 +85,15 @@ class Plan:
 
     @property
     def net_rows(self) -> int:
-        """Network rows that one sample costs: evaluations times conditions, less what is
-        skipped.
+        """Network rows that one sample costs: those of all evaluations, less what is skipped. Rows
+        that share a prefix with others count in full.
         """
-        return sum(len(row.pattern.conditions) for row in self.rows if row.pattern is not None)
+        return sum(row.pattern.net_rows for row in self.rows if row.pattern is not None)
 
     @property
-    def most_conditions(self) -> int:
-        """The largest number of conditions at one evaluation."""
-        return max(len(row.pattern.conditions) for row in self.rows if row.pattern is not None)
+    def patterns(self) -> tuple[Pattern, ...]:
+        """All patterns, each once."""
+        return tuple(dict.fromkeys(row.pattern for row in self.rows if row.pattern is not None))
 
 
 def make_plan(
@@ -109,10 +105,12 @@ def make_plan(
     preview: bool = False,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    choose: Callable[[Layers], tuple[str, ...]] = no_layers,
 ) -> Plan:
     """Multiply out a run.
 
     Args:
+        choose: the names of the network's layers that a perturbation names.
         clamp: bounds of the denoised image, or how to find them for each sample.
         preview: keep the denoised image of each evaluation in a slot named "preview".
         dtype: of the tensors; the kernels take fp32, `fastguide.reference` fp64 too.
@@ -136,21 +134,29 @@ def make_plan(
 
     extras = [_extra(solver, update) for update in updates]
     needed = [extra == Extra.NEGATIVE for u, extra in zip(updates, extras, strict=True) if u.at]
-    active, weights, batch = _branches(guidance, visited, needed)
+    patterns, weights, nags, batch = make_patterns(guidance, visited, needed, choose)
     threshold = clamp if isinstance(clamp, DynamicThreshold) else None
     low, high = clamp if isinstance(clamp, tuple) else (-math.inf, math.inf)
     scales = [1.0 if u.at is None else prediction.input_scale(u.at) for u in updates]
     table = torch.zeros(len(updates), _table.width(len(slots)), dtype=torch.float64)
     packed = torch.zeros(
-        len(updates), batch or 1, max(map(len, active), default=1), dtype=torch.float64
+        len(updates), batch or 1, max(len(p.branches) for p in patterns), dtype=torch.float64
+    )
+    nag, degrade = (
+        torch.ones(len(updates), batch or 1).double(),
+        torch.zeros(len(updates), 3).double(),
     )
     rows, written, evaluation = [], {"x"}, 0
     for e, update in enumerate(updates):
         pattern = None
         if update.at is not None:
-            pattern = Pattern(active[evaluation])
+            pattern = patterns[evaluation]
+            nag[e] = nags[evaluation]
             packed[e, :, : len(pattern.branches)] = weights[evaluation]
-            table[e, Column.OF_X], table[e, Column.OF_PREDICTION] = prediction.denoised(update.at)
+            a, b = prediction.denoised(update.at)
+            table[e, Column.OF_X], table[e, Column.OF_PREDICTION] = a, b
+            if any(branch.degraded for branch in pattern.branches):
+                degrade[e] = torch.tensor(_degrade(update.at, a, b, scales[e])).double()
             evaluation += 1
         table[e, Column.LOW], table[e, Column.HIGH] = low, high
         following = scales[e + 1] if e + 1 < len(updates) else 1.0
@@ -182,6 +188,8 @@ def make_plan(
         table=table.to(device, dtype),
         weights=packed.to(device, dtype),
         times=torch.tensor(times, dtype=torch.float64).to(device, dtype),
+        nag=nag.to(device, dtype),
+        degrade=degrade.to(device, dtype),
         index=torch.arange(len(updates), device=device),
         batch=batch,
         threshold=threshold,
@@ -221,29 +229,6 @@ def _check_maps(solver: Solver, update: Update, maps: dict[str, Map], written: s
                 )
 
 
-def _branches(
-    guidance: Guidance | None, levels: list[Level], needed: list[bool]
-) -> tuple[list[tuple[Branch, ...]], list[Tensor], int | None]:
-    """Per evaluation: the active branches, and their weights fp64 `[B or 1, K]`. Where `needed`,
-    the first branch beside the positive one is active whatever its weight.
-    """
-    terms = guidance.terms() if guidance is not None else ()
-    batches = {term.batch for term in terms if term.batch is not None}
-    if len(batches) > 1:
-        raise ValueError(f"guidance holds per-sample values for batches of {sorted(batches)}")
-    batch = batches.pop() if batches else None
-    totals: dict[Branch, Tensor] = {}
-    for term in terms:
-        weights = term.weights(levels).expand(len(levels), batch or 1)
-        totals[term.branch] = totals.get(term.branch, 0.0) + weights
-    active, packed = [], []
-    for e in range(len(levels)):
-        on = {
-            branch: w[e]
-            for i, (branch, w) in enumerate(totals.items())
-            if bool(w[e].any()) or (i == 0 and needed[e])
-        }
-        active.append((POSITIVE, *on))
-        ones = torch.ones(batch or 1, dtype=torch.float64)
-        packed.append(torch.stack([ones, *on.values()], dim=1))
-    return active, packed, batch
+def _degrade(at: Level, of_x: float, of_prediction: float, scale: float) -> tuple[float, ...]:
+    # eps = (x - alpha (a x + b p)) / sigma: p + move dx has at x + dx the eps that p has at x
+    return at.alpha, (1 - at.alpha * of_x) / (at.alpha * of_prediction), scale

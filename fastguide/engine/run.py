@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from fastguide import ops
+from fastguide.engine.evaluate import VARIANCE, Evaluate, Passes
+from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import PREVIEW, Plan, Row
-from fastguide.guidance.base import POSITIVE, Condition
-from fastguide.model import Net
+from fastguide.guidance.base import Condition
 from fastguide.process import Level
 
 
@@ -55,7 +55,7 @@ class Inputs:
 
 def run(
     plan: Plan,
-    net: Net,
+    passes: Mapping[Pattern, Passes],
     inputs: Inputs,
     shape: tuple[int, ...],
     dtype: torch.dtype,
@@ -73,32 +73,32 @@ def run(
     """
     device, batch = inputs.seeds.device, inputs.seeds.shape[0]
     state = torch.empty((len(plan.slots), batch, *shape), device=device)
-    buffer = torch.empty((plan.most_conditions * batch, *shape), device=device, dtype=dtype)
+    copies = max(one.inputs for one in passes.values())
+    buffer = torch.empty((copies * batch, *shape), device=device, dtype=dtype)
     first_bad = torch.full((batch,), len(plan.rows), dtype=torch.int32, device=device)
-    conditions = _conditions(plan, inputs)
+    evaluate = Evaluate(plan, passes, inputs.conditions, inputs.seeds, dtype)
     given = iter(inputs.step_noise or ())
     evaluation = 0
     for e, row in enumerate(plan.rows):
         branches: list[Tensor] = []
         if row.pattern is not None:
-            rows = len(row.pattern.conditions) * batch
-            x = state[0] if _aliases(plan.rows[e - 1], row, dtype) else buffer[:rows]
-            output = net(x, plan.times[e].expand(rows), conditions[row.pattern.conditions])
-            _check_output(output, (rows, outputs * shape[0], *shape[1:]), device)
-            branches = [
-                _view(row, output, batch, branch.cond, branch.head, outputs)
-                for branch in row.pattern.branches
-            ]
+            x = buffer[: passes[row.pattern].inputs * batch]
+            if _aliases(plan.rows[e - 1], passes[row.pattern], dtype):
+                x = state[0]
+            predicted = evaluate(e, row.pattern, x, state[0], outputs)
+            branches = [predicted[branch] for branch in row.pattern.branches]
         following = plan.rows[e + 1] if e + 1 < len(plan.rows) else None
         net_input = None
-        if following is not None and following.pattern and not _aliases(row, following, dtype):
-            net_input = buffer[: len(following.pattern.conditions) * batch]
+        if following is not None and following.pattern is not None:
+            ahead = passes[following.pattern]
+            if not _aliases(row, ahead, dtype):
+                net_input = buffer[: ahead.inputs * batch]
         noise = None
         if row.draws:
             noise = inputs.noise if e == 0 else next(given, None) if inputs.step_noise else None
         variance = None
         if row.learned:
-            variance = _view(row, output, batch, POSITIVE.cond, 1, outputs)
+            variance = predicted[VARIANCE]
         bound = None
         if branches and plan.threshold is not None:
             bound = plan.threshold.bounds(state[0], branches, plan.weights[e], plan.table[e])
@@ -125,37 +125,6 @@ def run(
     return state[0], first_bad
 
 
-def _aliases(before: Row, row: Row, dtype: torch.dtype) -> bool:
+def _aliases(before: Row, passes: Passes, dtype: torch.dtype) -> bool:
     """Whether the network can read x itself: one fp32 block of rows, unscaled."""
-    assert row.pattern is not None
-    single = len(row.pattern.conditions) == 1
-    return single and dtype == torch.float32 and before.input_scale == 1.0
-
-
-def _conditions(plan: Plan, inputs: Inputs) -> dict[tuple[Condition, ...], Any]:
-    """The network's `cond` for each pattern, blocks of rows laid one after the other."""
-    patterns = {row.pattern.conditions for row in plan.rows if row.pattern is not None}
-    return {
-        names: inputs.conditions[names[0]]
-        if len(names) == 1 or inputs.conditions[names[0]] is None
-        else tree_map(lambda *parts: torch.cat(parts), *(inputs.conditions[name] for name in names))
-        for names in patterns
-    }
-
-
-def _view(row: Row, output: Tensor, batch: int, cond: Condition, part: int, of: int) -> Tensor:
-    """One branch of the output: a slice of its rows and one of `of` channel parts, never a copy."""
-    assert row.pattern is not None
-    channels = output.shape[1] // of
-    rows = output.narrow(0, row.pattern.conditions.index(cond) * batch, batch)
-    return rows.narrow(1, part * channels, channels)
-
-
-def _check_output(output: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    if not isinstance(output, Tensor) or tuple(output.shape) != shape or output.device != device:
-        found = (
-            f"{tuple(output.shape)} on {output.device}"
-            if isinstance(output, Tensor)
-            else f"a {type(output).__name__}"
-        )
-        raise ValueError(f"net returned {found}, but it should return a tensor {shape} on {device}")
+    return passes.inputs == 1 and dtype == torch.float32 and before.input_scale == 1.0

@@ -2,11 +2,21 @@
 
 from fastguide.guidance.base import POSITIVE, Branch, Guidance, Term
 from fastguide.guidance.cfg import CFG, Superconditioning
+from fastguide.guidance.layers import PAG, SEG, SLG, STG, TPG
+from fastguide.guidance.nag import NAG
+from fastguide.guidance.sag import SAG
 from fastguide.guidance.schedule import Schedule, constant, cosine, interval, linear
 
 __all__ = [
     "CFG",
+    "NAG",
+    "PAG",
     "POSITIVE",
+    "SAG",
+    "SEG",
+    "SLG",
+    "STG",
+    "TPG",
     "Branch",
     "Guidance",
     "Schedule",

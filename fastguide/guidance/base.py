@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fastguide.guidance.schedule import Schedule, values_of
+from fastguide.perturbation import Degraded, Layers, Perturbation
 from fastguide.process import Level
 
 Amount = float | Schedule | Callable[[Level], float] | Tensor
+Factor = Schedule | Callable[[Level], float] | None
 Condition = Literal["cond", "negative"]
 
 
@@ -22,11 +24,24 @@ class Branch:
     """One prediction: the output head `head` of the network run under the condition `cond`.
 
     "negative" is the negative condition, or the null one where none is given. Head 1 comes from the
-    same pass as head 0.
+    same pass as head 0. `how` is done to `layers`; `degraded` to the input, after the first pass.
     """
 
     cond: Condition = "cond"
     head: int = 0
+    how: Perturbation | None = None
+    layers: Layers = ()
+    degraded: Degraded | None = None
+
+    @property
+    def rows(self) -> Branch:
+        """The block of rows that the branch is a view of."""
+        return replace(self, head=0)
+
+    @property
+    def source(self) -> Branch:
+        """The clean rows that these were made from."""
+        return Branch(self.cond)
 
 
 POSITIVE = Branch()
@@ -34,19 +49,21 @@ POSITIVE = Branch()
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """`weight (p_0 - p_branch)`, with weight = (amount - off) * schedule.
+    """`weight (p_0 - p_branch)`, with weight = sign * (amount - off) * schedule.
 
     Args:
         amount: a number, a schedule of numbers, or one number per sample `[B]`.
         off: the amount that means off: 1 for a `scale`, 0 for a `weight`.
         name: how the user called the amount, for errors.
+        sign: 1 or -1.
     """
 
     branch: Branch
     amount: Amount
     off: float
     name: str
-    schedule: Schedule | Callable[[Level], float] | None = None
+    schedule: Factor = None
+    sign: float = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.amount, Tensor):
@@ -83,11 +100,24 @@ class Term:
         else:
             amounts = torch.tensor(values_of(self.amount, levels), dtype=torch.float64).unsqueeze(1)
         factors = [1.0] * len(levels) if self.schedule is None else values_of(self.schedule, levels)
-        weights = (amounts - self.off) * torch.tensor(factors, dtype=torch.float64).unsqueeze(1)
+        column = self.sign * torch.tensor(factors, dtype=torch.float64).unsqueeze(1)
+        weights = (amounts - self.off) * column
         if not bool(torch.isfinite(weights).all()):
             bad = int((~torch.isfinite(weights)).any(1).nonzero()[0])
             raise ValueError(f"{self.name} or its schedule is not finite at {levels[bad]}")
         return weights
+
+
+@dataclass(frozen=True, eq=False)
+class Inside:
+    """NAG inside the attention of the positive rows and their perturbed copies; `term` has its
+    scale.
+    """
+
+    term: Term
+    tau: float
+    alpha: float
+    layers: Layers
 
 
 class Guidance:
@@ -96,6 +126,10 @@ class Guidance:
     def terms(self) -> tuple[Term, ...]:
         """The terms, in order."""
         raise NotImplementedError
+
+    def inside(self) -> tuple[Inside, ...]:
+        """What happens inside the network's attention."""
+        return ()
 
     def __add__(self, other: Guidance) -> Guidance:
         if not isinstance(other, Guidance):
@@ -111,3 +145,6 @@ class Sum(Guidance):
 
     def terms(self) -> tuple[Term, ...]:
         return tuple(term for part in self.parts for term in part.terms())
+
+    def inside(self) -> tuple[Inside, ...]:
+        return tuple(one for part in self.parts for one in part.inside())

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastguide.guidance.base import Amount, Branch, Guidance, Term
-from fastguide.guidance.schedule import Schedule
-from fastguide.process import Level
+from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Term
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +19,7 @@ class CFG(Guidance):
     """
 
     scale: Amount
-    schedule: Schedule | Callable[[Level], float] | None = None
+    schedule: Factor = None
 
     def __post_init__(self) -> None:
         self.terms()
@@ -38,7 +35,7 @@ class Superconditioning(Guidance):
     """
 
     scale: Amount
-    schedule: Schedule | Callable[[Level], float] | None = None
+    schedule: Factor = None
 
     def __post_init__(self) -> None:
         self.terms()

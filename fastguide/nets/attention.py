@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from fastguide import ops
 from fastguide.nets.linear import joined
-from fastguide.nets.staged import PLAIN, Normalized, Routing, Segment
 from fastguide.perturbation import BlurredQueries, Identity, Perturbation, Shuffled
+from fastguide.staged import PLAIN, Normalized, Routing, Segment
 
 Grid = tuple[int, int]
 
@@ -42,10 +42,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor, grid: Grid, routing: Routing = PLAIN) -> Tensor:
         """Attend; `grid` (h, w) is how the N = h w tokens lie, row by row."""
-        blocks = routing.segments.get(self.name)
-        if blocks is None and self.name not in routing.observe:
+        segments = routing.segments.get(self.name)
+        if segments is None:
             return self.proj(self._plain(tokens))
-        segments = blocks or (Segment(0, 1),)
         unit = tokens.shape[0] // segments[-1].stop
         mixed = []
         for segment in segments:
@@ -70,13 +69,18 @@ class SelfAttention(nn.Module):
             return self.qkv.part(rows, 2)
         if isinstance(how, BlurredQueries) and math.isinf(how.sigma):
             return self._one_query(rows)
-        block = routing.observe.get(self.name)
-        if block is None or how is not None or not segment.start <= block < segment.stop:
+        wanted = [
+            (block - segment.start, key)
+            for block, key in routing.observe.get(self.name, ())
+            if segment.start <= block < segment.stop
+        ]
+        if how is not None or not wanted:
             return self._plain(rows, how, grid)
-        qkv = self.qkv(rows)
-        q, k, _ = self._heads(qkv[(block - segment.start) * unit :][:unit])
-        routing.observed[self.name] = (ops.attention_colsum(q, k), grid)
-        return self._attend(*self._heads(qkv))
+        q, k, v = self._heads(self.qkv(rows))
+        for block, key in wanted:
+            some = slice(block * unit, (block + 1) * unit)
+            routing.observed[key] = (ops.attention_colsum(q[some], k[some]), grid)
+        return self._attend(q, k, v)
 
     def _plain(self, rows: Tensor, how: Perturbation | None = None, grid: Grid = (1, 1)) -> Tensor:
         qkv = self.qkv(rows)

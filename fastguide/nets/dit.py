@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fastguide.nets.attention import SelfAttention, shuffled
 from fastguide.nets.linear import joined
-from fastguide.nets.staged import PLAIN, Routing, Stage, run_stages
+from fastguide.staged import PLAIN, Routing, Stage, run_stages
 
 
 class DiTState(NamedTuple):
@@ -127,7 +127,7 @@ class DiT(nn.Module):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Patches, condition, blocks, head (`fastguide.nets.staged`)."""
+        """Patches, condition, blocks, head (`fastguide.staged`)."""
         blocks = (
             Stage(name, block, (name,), skippable=True)
             for name, block in zip(self.block_names, self.blocks, strict=True)

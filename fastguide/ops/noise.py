@@ -57,6 +57,25 @@ def noise(
     return torch.ops.fastguide.noise(rows, evaluation, math.prod(shape)).reshape(-1, *shape)
 
 
+def derive_seeds(seeds: Tensor, evaluation: int) -> Tensor:
+    """Other seeds int64 `[B]`, each from (seed, evaluation) alone, for what is drawn beside the
+    noise of the update (SplitMix64's finaliser; Steele et al. 2014).
+    """
+
+    def shifted(z: Tensor, bits: int) -> Tensor:
+        return z ^ ((z >> bits) & ((1 << (64 - bits)) - 1))
+
+    z = seeds + _signed((evaluation + 1) * 0x9E3779B97F4A7C15)
+    z = shifted(z, 30) * _signed(0xBF58476D1CE4E5B9)
+    z = shifted(z, 27) * _signed(0x94D049BB133111EB)
+    return shifted(z, 31) & (2**63 - 1)
+
+
+def _signed(word: int) -> int:
+    word &= 2**64 - 1
+    return word - 2**64 if word >= 2**63 else word
+
+
 @torch.library.register_fake("fastguide::noise")
 def _noise_fake(seeds: Tensor, evaluation: int, numel: int) -> Tensor:
     return seeds.new_empty((seeds.shape[0], numel), dtype=torch.float32)

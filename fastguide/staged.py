@@ -14,7 +14,7 @@ engine can keep a state and go on from it twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -55,15 +55,16 @@ class Routing:
         segments: for each layer that treats some rows differently, all its rows in order.
         seeds: int64 `[B]`, fresh at each evaluation, for what a layer draws.
         nag: the settings for segments with `against`.
-        observe: for a layer, the block of rows whose attention's column sums are wanted.
-        observed: where the layer leaves them: fp32 `[B, N]`, and its grid.
+        observe: for a layer, the blocks of rows whose attention's column sums are wanted, and the
+            keys under which the layer leaves them in `observed`. Such a layer has segments, too.
+        observed: fp32 `[B, N]`, and the layer's grid.
     """
 
     segments: Mapping[str, tuple[Segment, ...]] = field(default_factory=dict)
     seeds: Tensor | None = None
     nag: Normalized | None = None
-    observe: Mapping[str, int] = field(default_factory=dict)
-    observed: dict[str, tuple[Tensor, tuple[int, int]]] = field(default_factory=dict)
+    observe: Mapping[str, tuple[tuple[int, Hashable], ...]] = field(default_factory=dict)
+    observed: dict[Hashable, tuple[Tensor, tuple[int, int]]] = field(default_factory=dict)
 
 
 PLAIN = Routing()
@@ -116,7 +117,7 @@ def choose_layers(layers: Layers, net: Staged) -> tuple[str, ...]:
     """
     names = tuple(name for stage in net.stages for name in stage.layers)
     wanted: set[str] = set()
-    for layer in layers if isinstance(layers, tuple) else (layers,):
+    for layer in layers:
         if layer == "mid":
             wanted.update(net.middle)
         elif layer == "all":

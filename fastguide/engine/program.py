@@ -1,0 +1,210 @@
+"""Which rows run through which stages together: a pass without work done twice.
+
+A perturbed block of rows equals its source up to the first stage that treats it differently, and
+all conditions equal each other up to the first stage that reads one; there a block begins, as a
+copy of its source's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastguide.engine.pattern import Nag
+from fastguide.guidance.base import Branch
+from fastguide.perturbation import Shuffled, Skipped
+from fastguide.staged import Segment, Stage, Staged
+
+RowMode = Literal["batched", "sequential"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage for one batch.
+
+    Args:
+        forks: the source of each block that begins before the stage.
+        kept: the blocks that the stage runs on, where it leaves some out; None for all.
+        blocks: how many there are after the forks.
+        segments, observe: as in `fastguide.staged.Routing`, counted among the kept.
+        saved: whether another batch goes on from the state before this stage.
+    """
+
+    stage: Stage
+    forks: tuple[int, ...]
+    kept: tuple[int, ...] | None
+    blocks: int
+    segments: Mapping[str, tuple[Segment, ...]]
+    observe: Mapping[str, tuple[tuple[int, Hashable], ...]]
+    saved: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Blocks of rows that run together, from the input or from another batch's state.
+
+    Args:
+        rows: the blocks in order, the ones that begin later last.
+        source: the batch whose state before stage `start` this one goes on from, or None.
+    """
+
+    rows: tuple[Branch, ...]
+    source: int | None
+    start: int
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """All batches of a pass; each input holds `inputs` copies of x."""
+
+    batches: tuple[Batch, ...]
+    inputs: int
+
+    @property
+    def draws(self) -> bool:
+        """Whether a layer draws something."""
+        return any(
+            isinstance(segment.how, Shuffled)
+            for batch in self.batches
+            for step in batch.steps
+            for segments in step.segments.values()
+            for segment in segments
+        )
+
+    @property
+    def stage_rows(self) -> int:
+        """Blocks times stages: what is computed, where a plain pass computes rows times stages."""
+        return sum(
+            step.blocks if step.kept is None else len(step.kept)
+            for batch in self.batches
+            for step in batch.steps
+        )
+
+
+def make_program(
+    rows: Sequence[Branch],
+    net: Any,
+    nag: Nag | None = None,
+    observe: Sequence[tuple[str, Branch]] = (),
+    mode: RowMode = "batched",
+) -> Program:
+    """Lay out the blocks `rows`, the positive one first, for `net`.
+
+    Args:
+        net: staged, or any callable `net(x, t, cond)`.
+        observe: layers and blocks whose attention's column sums are wanted.
+        mode: all rows in one batch, or one batch for each block (not with NAG, whose rows meet).
+    """
+    stages = tuple(net.stages) if isinstance(net, Staged) else (_whole(net),)
+    layout = _Layout(stages, nag, tuple(observe))
+    begins = {block: layout.begin(block, rows) for block in rows}
+    ordered = sorted(rows, key=lambda block: (begins[block][0], block != block.source))
+    if mode == "sequential" and nag is None:
+        return Program(layout.sequential(ordered, begins), 1)
+    return layout.batched(ordered, begins)
+
+
+def _whole(net: Any) -> Stage:
+    return Stage("network", lambda state, cond, _: net(*state, cond), cond=True)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    stages: tuple[Stage, ...]
+    nag: Nag | None
+    observe: tuple[tuple[str, Branch], ...]
+
+    @property
+    def stem(self) -> int:
+        """How many stages run before the first that reads the condition."""
+        return next(i for i, stage in enumerate(self.stages) if stage.cond)
+
+    def begin(self, block: Branch, rows: Sequence[Branch]) -> tuple[int, Branch]:
+        """The first stage that is the block's own, and the block whose state it begins with."""
+        if block == rows[0]:
+            return -1, block
+        first = next(
+            (i for i, s in enumerate(self.stages) if set(s.layers) & set(block.layers)), self.stem
+        )
+        if block.layers and first >= self.stem and block.source in rows:
+            return first, block.source
+        return min(first, self.stem), rows[0]
+
+    def batched(
+        self, rows: Sequence[Branch], begins: Mapping[Branch, tuple[int, Branch]]
+    ) -> Program:
+        """All blocks in one batch."""
+        inputs = sum(begins[block][0] <= 0 for block in rows)
+        steps, blocks = [], inputs
+        for index in range(len(self.stages)):
+            new = [block for block in rows[blocks:] if begins[block][0] == index]
+            forks = tuple(rows.index(begins[block][1]) for block in new)
+            blocks += len(new)
+            steps.append(self.step(index, rows[:blocks], forks))
+        return Program((Batch(tuple(rows), None, 0, tuple(steps)),), inputs)
+
+    def sequential(
+        self, rows: Sequence[Branch], begins: Mapping[Branch, tuple[int, Branch]]
+    ) -> tuple[Batch, ...]:
+        """One batch for each block."""
+        batches = []
+        for number, block in enumerate(rows):
+            start = max(begins[block][0], 0)
+            source = rows.index(begins[block][1]) if start > 0 else None
+            wanted = {begins[b][0] for b in rows[number + 1 :] if begins[b][1] == block}
+            steps = (
+                self.step(index, [block], (), index in wanted)
+                for index in range(start, len(self.stages))
+            )
+            batches.append(Batch((block,), source, start, tuple(steps)))
+        return tuple(batches)
+
+    def step(
+        self, index: int, rows: Sequence[Branch], forks: tuple[int, ...], saved: bool = False
+    ) -> Step:
+        """One stage for the blocks `rows`."""
+        stage = self.stages[index]
+        kept = [i for i, block in enumerate(rows) if not self.skips(block, stage)]
+        treated = [rows[i] for i in kept]
+        segments, observe = {}, {}
+        for layer in stage.layers:
+            wanted = tuple(
+                (treated.index(block), (layer, block))
+                for name, block in self.observe
+                if name == layer and block in treated
+            )
+            found = self.segments(layer, treated)
+            if wanted:
+                observe[layer] = wanted
+            if wanted or found != (Segment(0, len(treated)),):
+                segments[layer] = found
+        whole = len(kept) == len(rows)
+        return Step(
+            stage, forks, None if whole else tuple(kept), len(rows), segments, observe, saved
+        )
+
+    def skips(self, block: Branch, stage: Stage) -> bool:
+        """Whether the block leaves the stage out."""
+        skipped = isinstance(block.how, Skipped) and bool(set(stage.layers) & set(block.layers))
+        if skipped and not stage.skippable:
+            raise ValueError(
+                f"layers has {', '.join(stage.layers)}, which this network cannot leave out"
+            )
+        return skipped
+
+    def segments(self, layer: str, rows: Sequence[Branch]) -> tuple[Segment, ...]:
+        """All blocks in order, neighbours that are treated alike together."""
+        found: list[Segment] = []
+        for i, block in enumerate(rows):
+            how = block.how if layer in block.layers else None
+            against = None
+            if self.nag is not None and layer in self.nag.layers and block.cond == "cond":
+                negative = Branch("negative", degraded=block.degraded)
+                against = rows.index(negative)
+            if found and found[-1][2:] == (how, against):
+                found[-1] = found[-1]._replace(stop=i + 1)
+            else:
+                found.append(Segment(i, i + 1, how, against))
+        return tuple(found)

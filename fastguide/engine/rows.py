@@ -1,0 +1,143 @@
+"""Runs a program: the stages of a network on its batches of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fastguide.engine.program import Program, Step
+from fastguide.guidance.base import Branch, Condition
+from fastguide.staged import PLAIN, Normalized, Routing
+
+Observed = dict[Hashable, tuple[Tensor, tuple[int, int]]]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What layers may need beside their rows; see `fastguide.staged.Routing`."""
+
+    seeds: Tensor | None = None
+    nag: Normalized | None = None
+    observed: Observed = field(default_factory=dict)
+
+
+def bind(program: Program, conditions: Mapping[Condition, Any]) -> list[dict[int, Any]]:
+    """For each batch the network's `cond` for its first n blocks, for each n that it runs with."""
+    bound = []
+    for batch in program.batches:
+        whole = _joined([conditions[block.cond] for block in batch.rows])
+        counts = {step.blocks for step in batch.steps}
+        bound.append({n: _first(whole, n, len(batch.rows)) for n in counts})
+    return bound
+
+
+def run_program(
+    program: Program,
+    x: Tensor,
+    t: Tensor,
+    conds: list[dict[int, Any]],
+    batch: int,
+    shape: tuple[int, ...],
+    context: Context,
+) -> dict[Branch, Tensor]:
+    """One pass: the network's output `[B, *shape]` for each block of rows, views.
+
+    Args:
+        x: `[inputs B, *shape]`.
+        t: the network's time, a scalar tensor.
+        conds: of `bind`.
+        batch: B.
+
+    Raises:
+        ValueError: the network returns something else.
+    """
+    saved: dict[tuple[int, int], Any] = {}
+    outputs: dict[Branch, Tensor] = {}
+    for number, part in enumerate(program.batches):
+        rows = x.shape[0] if part.source is None else batch
+        state: Any = (x, t.expand(rows)) if part.source is None else saved[part.source, part.start]
+        for index, step in enumerate(part.steps, part.start):
+            if step.forks:
+                state = _forked(state, step.forks, batch)
+            if step.saved:
+                saved[number, index] = state
+            state = _run(step, state, conds[number][step.blocks], batch, context)
+        _check(state, (len(part.rows) * batch, *shape), x.device)
+        outputs.update(zip(part.rows, state.split(batch), strict=True))
+    return outputs
+
+
+def _run(step: Step, state: Any, cond: Any, batch: int, context: Context) -> Any:
+    routing = PLAIN
+    if step.segments:
+        routing = Routing(step.segments, context.seeds, context.nag, step.observe, context.observed)
+    if step.kept is None:
+        return step.stage.run(state, cond, routing)
+    if not step.kept:
+        return state
+    kept, order = step.kept, _order(step.kept, step.blocks)
+    inside = tree_map(lambda leaf: _take(leaf, kept, batch), state)
+    inside_cond = tree_map(lambda leaf: _take(leaf, kept, batch), cond)
+    after = step.stage.run(inside, inside_cond, routing)
+    left_out = tuple(i for i in range(step.blocks) if i not in kept)
+
+    def merge(old: Any, given: Any, new: Any) -> Any:
+        if new is given or not isinstance(old, Tensor):
+            return old
+        return _take(torch.cat([new, _take(old, left_out, batch)]), order, batch)
+
+    return tree_map(merge, state, inside, after)
+
+
+def _order(kept: tuple[int, ...], blocks: int) -> tuple[int, ...]:
+    """Where each block lies once the kept ones come first."""
+    places = [*kept, *(i for i in range(blocks) if i not in kept)]
+    return tuple(places.index(i) for i in range(blocks))
+
+
+def _take(leaf: Any, blocks: tuple[int, ...], batch: int) -> Any:
+    """Blocks of rows, a view where they are neighbours."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if blocks == tuple(range(blocks[0], blocks[0] + len(blocks))):
+        return leaf.narrow(0, blocks[0] * batch, len(blocks) * batch)
+    return torch.cat([leaf.narrow(0, i * batch, batch) for i in blocks])
+
+
+def _forked(state: Any, sources: tuple[int, ...], batch: int) -> Any:
+    """The state with copies of blocks behind it."""
+
+    def longer(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return torch.cat([leaf, *(leaf.narrow(0, i * batch, batch) for i in sources)])
+
+    return tree_map(longer, state)
+
+
+def _joined(conds: list[Any]) -> Any:
+    if len(conds) == 1 or conds[0] is None:
+        return conds[0]
+    return tree_map(lambda *parts: torch.cat(parts), *conds)
+
+
+def _first(cond: Any, blocks: int, of: int) -> Any:
+    return tree_map(
+        lambda leaf: leaf[: leaf.shape[0] // of * blocks] if isinstance(leaf, Tensor) else leaf,
+        cond,
+    )
+
+
+def _check(output: Any, shape: tuple[int, ...], device: torch.device) -> None:
+    if not isinstance(output, Tensor) or tuple(output.shape) != shape or output.device != device:
+        found = (
+            f"{tuple(output.shape)} on {output.device}"
+            if isinstance(output, Tensor)
+            else f"a {type(output).__name__}"
+        )
+        raise ValueError(f"net returned {found}, but it should return a tensor {shape} on {device}")

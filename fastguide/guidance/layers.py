@@ -1,0 +1,117 @@
+"""Guidance away from a copy of the network whose layers are perturbed: PAG, SEG, SLG, STG, TPG.
+
+All are `d + weight (d - d_perturbed)`, weight 0 is off. `layers` is a name, an index, "mid", "all",
+or a list of names and indices (`fastguide info MODEL` lists them). `of="negative"` perturbs the
+negative rows instead: `weight (d_negative - d_perturbed)` is then added.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastguide.guidance.base import Amount, Branch, Condition, Factor, Guidance, Term
+from fastguide.perturbation import (
+    BlurredQueries,
+    Identity,
+    Perturbation,
+    Shuffled,
+    Skipped,
+    as_layers,
+)
+
+
+def terms_of(branch: Branch, weight: Amount, schedule: Factor) -> tuple[Term, ...]:
+    """`weight (p_source - p_branch)`: one term where the source is the positive branch, else two,
+    as (p_0 - p_branch) - (p_0 - p_source).
+    """
+    terms = (Term(branch, weight, 0.0, "weight", schedule),)
+    if branch.cond == "cond":
+        return terms
+    return (*terms, Term(branch.source, weight, 0.0, "weight", schedule, sign=-1.0))
+
+
+def check_of(of: str) -> None:
+    """Raise unless `of` names a condition."""
+    if of not in ("cond", "negative"):
+        raise ValueError(f"of is {of!r}, but it should be 'cond' or 'negative'")
+
+
+@dataclass(frozen=True, eq=False)
+class _Layered(Guidance):
+    """What the classes below share: the perturbation is all that differs."""
+
+    weight: Amount
+    layers: Any = "mid"
+    schedule: Factor = None
+    of: Condition = "cond"
+
+    def __post_init__(self) -> None:
+        check_of(self.of)
+        self.terms()
+
+    def perturbation(self) -> Perturbation:
+        """What is done to the layers."""
+        raise NotImplementedError
+
+    def terms(self) -> tuple[Term, ...]:
+        branch = Branch(self.of, how=self.perturbation(), layers=as_layers(self.layers))
+        return terms_of(branch, self.weight, self.schedule)
+
+
+@dataclass(frozen=True, eq=False)
+class PAG(_Layered):
+    """Perturbed-attention guidance (Ahn et al. 2024): the self-attention maps of `layers` become
+    the identity. Published: weight 3, the middle of a U-Net; 4 in their ADM code's `guide_scale`,
+    which counts from 1. No condition is needed.
+    """
+
+    def perturbation(self) -> Perturbation:
+        return Identity()
+
+
+@dataclass(frozen=True, eq=False)
+class SEG(_Layered):
+    """Smoothed energy guidance (Hong 2024): the queries of `layers` are blurred on their grid with
+    `sigma` in tokens, by default inf: their mean. Published: weight 3. No condition is needed.
+    """
+
+    sigma: float = math.inf
+
+    def perturbation(self) -> Perturbation:
+        return BlurredQueries(float(self.sigma))
+
+
+@dataclass(frozen=True, eq=False)
+class SLG(_Layered):
+    """Skip-layer guidance (Stable Diffusion 3.5): `layers` are left out, residual connection and
+    all. Published: weight 2.5 on blocks 7, 8, 9 of 24, from 1 % to 20 % of the run.
+    """
+
+    def perturbation(self) -> Perturbation:
+        return Skipped()
+
+
+@dataclass(frozen=True, eq=False)
+class STG(_Layered):
+    """Spatiotemporal skip guidance (Hyung et al. 2024): `mode="residual"` leaves `layers` out (as
+    SLG does), `mode="attention"` their attention map only (as PAG does). Published: weight 1.
+    """
+
+    mode: Literal["residual", "attention"] = "residual"
+
+    def perturbation(self) -> Perturbation:
+        if self.mode not in ("residual", "attention"):
+            raise ValueError(f"mode is {self.mode!r}, but it should be 'residual' or 'attention'")
+        return Skipped() if self.mode == "residual" else Identity()
+
+
+@dataclass(frozen=True, eq=False)
+class TPG(_Layered):
+    """Token perturbation guidance (Rajabi et al. 2025): the input tokens of `layers` are permuted,
+    anew at each evaluation, by the sample's own seed. Published: weight 3. No condition is needed.
+    """
+
+    def perturbation(self) -> Perturbation:
+        return Shuffled()

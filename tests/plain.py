@@ -1,0 +1,99 @@
+"""Guidance as the papers write it, with nothing shared and nothing fused: one full pass a branch,
+the attention map spelled out, one DDIM step after the other. In the precision of its inputs.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from fastguide import reference
+from fastguide.nets.dit import position_embedding, time_embedding
+
+
+@dataclass
+class Treat:
+    """What one pass does in `layers`: `how` is pag, seg, skip, shuffle or nag."""
+
+    how: str = "none"
+    layers: tuple = ()
+    sigma: float = math.inf
+    order: dict | None = None  # layer -> [B, N]
+    negative: dict | None = None  # layer -> z_-
+    scale: float = 1.0
+    tau: float = 2.5
+    alpha: float = 0.25
+    record: dict | None = None  # layer -> (z, map), written
+
+    def at(self, layer):
+        return self.how if layer in self.layers else "none"
+
+
+PLAIN = Treat()
+
+
+def attention(module, x, grid, treat, nag=PLAIN):
+    """Textbook self-attention: softmax(q k^T / sqrt d) v, as a matrix."""
+    name, heads = module.name, module.heads
+    q, k, v = (
+        F.linear(x, *module.qkv.matrix(i)).unflatten(-1, (heads, -1)).transpose(1, 2)
+        for i in range(3)
+    )
+    if treat.at(name) == "seg":
+        rows, _, count, size = q.shape
+        flat = q.transpose(1, 2).flatten(2)
+        mean = flat.mean(1, keepdim=True).expand_as(flat)
+        blurred = mean if math.isinf(treat.sigma) else reference.blur(flat, treat.sigma, grid)
+        q = blurred.view(rows, count, heads, size).transpose(1, 2)
+    weights = (q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])).softmax(-1)
+    if treat.at(name) == "pag":
+        weights = torch.eye(x.shape[1], dtype=x.dtype).expand_as(weights)
+    z = (weights @ v).transpose(1, 2).flatten(2)
+    if treat.record is not None:
+        treat.record[name] = (z, weights)
+    if nag.at(name) == "nag":
+        led = nag.scale * z - (nag.scale - 1) * nag.negative[name][0]
+        ratio = led.abs().sum(-1, keepdim=True) / z.abs().sum(-1, keepdim=True)
+        led = torch.where(ratio > nag.tau, led * nag.tau / ratio, led)
+        z = nag.alpha * led + (1 - nag.alpha) * z
+    return F.linear(z, *module.proj.matrix(0))
+
+
+def dit(net, x, t, cond, treat=PLAIN, nag=PLAIN):
+    """A DiT without `split`, from its weights."""
+    grid = (x.shape[2] // net.patch, x.shape[3] // net.patch)
+    h = F.pixel_unshuffle(x, net.patch).flatten(2).transpose(1, 2)
+    h = F.linear(h, net.patches.weight, net.patches.bias)
+    h = h + position_embedding(grid, net.width, x.device).to(x.dtype)
+    e = net.time(time_embedding(t * net.time_scale).to(x.dtype))
+    e = F.silu(e + net.labels(cond))
+
+    def modulate(y, shift, scale):
+        return F.layer_norm(y, y.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+    for block in net.blocks:
+        if treat.at(block.name) == "skip":
+            continue
+        if treat.at(block.name) == "shuffle":
+            h = h[torch.arange(len(h)).unsqueeze(1), treat.order[block.name]]
+        a, b, c, d, f, g = block.modulation.parts[0](e).unsqueeze(1).chunk(6, -1)
+        h = h + c * attention(block.attention, modulate(h, a, b), grid, treat, nag)
+        up = F.gelu(F.linear(modulate(h, d, f), *block.up.matrix(0)), approximate="tanh")
+        h = h + g * F.linear(up, *block.down.matrix(0))
+    shift, scale = net.modulation.parts[0](e).unsqueeze(1).chunk(2, -1)
+    out = F.linear(modulate(h, shift, scale), net.out.weight, net.out.bias)
+    return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, grid), net.patch)
+
+
+def ddim(model, levels, noise, guided):
+    """DDIM from `noise`: `guided(evaluation, x, t)` is the guided prediction."""
+    start = levels.points[0]
+    x = noise if start.alpha < 1 else noise * start.sigma
+    for number, (now, to) in enumerate(levels.steps(), 1):
+        a, b = model.prediction.denoised(now)
+        t = torch.full((len(x),), model.prediction.net_time(now), dtype=x.dtype)
+        denoised = a * x + b * guided(number, x, t)
+        keep = to.sigma / now.sigma
+        x = keep * x + (to.alpha - now.alpha * keep) * denoised
+    return x
