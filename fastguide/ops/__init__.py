@@ -5,7 +5,9 @@ Importing this module loads the compiled extension and registers the rest; Trito
 an op first runs on a GPU.
 """
 
+from fastguide.ops.attention_colsum import attention_colsum
+from fastguide.ops.identity_attention import identity_attention
 from fastguide.ops.noise import as_seeds, noise
 from fastguide.ops.step import as_planes, step
 
-__all__ = ["as_planes", "as_seeds", "noise", "step"]
+__all__ = ["as_planes", "as_seeds", "attention_colsum", "identity_attention", "noise", "step"]
