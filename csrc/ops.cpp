@@ -12,6 +12,10 @@ TORCH_LIBRARY(fastguide, m) {
       "step(Tensor(a!) state, Tensor[] branches, Tensor weights, Tensor table, Tensor evaluation, "
       "Tensor? seeds, Tensor? noise, Tensor(b!)? net_input, Tensor(c!) first_bad, "
       "int reads, int writes, Tensor? variance, Tensor? bound, int extra) -> ()");
+  m.def(
+      "identity_attention(Tensor q, Tensor k, Tensor v, Tensor context_k, Tensor context_v, "
+      "float scale, Tensor? context_mask) -> Tensor");
+  m.def("attention_colsum(Tensor q, Tensor k, float scale) -> Tensor");
 }
 
 static py::dict build_info() {

@@ -10,11 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#define FASTGUIDE_INLINE __host__ __device__ __forceinline__
-#else
-#define FASTGUIDE_INLINE inline __attribute__((always_inline))
-#endif
+#include "inline.h"
 
 namespace fastguide {
 

@@ -11,68 +11,17 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <optional>
 
 #include "../step_table.h"
 #include "clones.h"
+#include "dtype.h"
 #include "noise.h"
 
 namespace fastguide {
 namespace {
 
 constexpr int64_t kRun = 512;
-
-enum class Type { kFloat, kBFloat16, kHalf };
-
-Type type_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat: return Type::kFloat;
-    case at::kBFloat16: return Type::kBFloat16;
-    case at::kHalf: return Type::kHalf;
-    default: TORCH_CHECK(false, "step: dtype ", tensor.scalar_type(), "; call fastguide.ops.step");
-  }
-}
-
-inline float as_float(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline uint32_t as_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
-inline float from_bfloat16(uint16_t bits) { return as_float(static_cast<uint32_t>(bits) << 16); }
-
-inline uint16_t to_bfloat16(float value) {  // round to nearest even; NaN stays NaN
-  const uint32_t bits = as_bits(value);
-  const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-  return static_cast<uint16_t>(value != value ? 0x7FC0u : rounded);
-}
-
-inline float from_half(uint16_t bits) {
-  const uint32_t magnitude = static_cast<uint32_t>(bits & 0x7FFFu) << 13;
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
-  const float scaled = as_float(magnitude) * 0x1p112f;  // moves the exponent; exact for subnormals
-  const uint32_t special = magnitude | 0x7F800000u;     // infinity and NaN
-  return as_float((magnitude >= 0x0F800000u ? special : as_bits(scaled)) | sign);
-}
-
-inline uint16_t to_half(float value) {  // round to nearest even; overflow to infinity
-  const uint32_t bits = as_bits(value), sign = (bits >> 16) & 0x8000u;
-  const uint32_t magnitude = bits & 0x7FFFFFFFu;
-  // normal: shift the exponent and round; subnormal: let a float addition round at 2^-24
-  const uint32_t normal = (magnitude - 0x38000000u + 0x0FFFu + ((magnitude >> 13) & 1u)) >> 13;
-  const uint32_t subnormal = as_bits(as_float(magnitude) + 0.5f) - 0x3F000000u;
-  uint32_t out = magnitude < 0x38800000u ? subnormal : normal;
-  out = magnitude >= 0x477FF000u ? 0x7C00u : out;
-  out = magnitude > 0x7F800000u ? 0x7E00u : out;
-  return static_cast<uint16_t>(out | sign);
-}
 
 // One branch: element (sample, channel, pixel) lies at sample * batch + channel * outer + pixel * inner.
 struct Branch {
@@ -103,19 +52,6 @@ struct Arguments {
   int64_t extra;
 };
 
-FASTGUIDE_CLONES void load_plain(float* __restrict out, const void* data, int64_t at, int64_t count,
-                                 Type type) {
-  if (type == Type::kFloat) {
-    std::memcpy(out, static_cast<const float*>(data) + at, count * sizeof(float));
-  } else if (type == Type::kBFloat16) {
-    const uint16_t* from = static_cast<const uint16_t*>(data) + at;
-    for (int64_t i = 0; i < count; ++i) out[i] = from_bfloat16(from[i]);
-  } else {
-    const uint16_t* from = static_cast<const uint16_t*>(data) + at;
-    for (int64_t i = 0; i < count; ++i) out[i] = from_half(from[i]);
-  }
-}
-
 void load_strided(float* out, const Branch& branch, int64_t sample, int64_t start, int64_t count,
                   int64_t pixels, Type type) {
   int64_t channel = start / pixels, pixel = start % pixels;
@@ -134,7 +70,7 @@ void load_strided(float* out, const Branch& branch, int64_t sample, int64_t star
 void load(float* out, const Arguments& a, const Branch& branch, int64_t sample, int64_t start,
           int64_t count) {
   if (branch.plain) {
-    load_plain(out, branch.data, sample * branch.batch + start, count, a.branch_type);
+    load_run(out, branch.data, sample * branch.batch + start, count, a.branch_type);
   } else {
     load_strided(out, branch, sample, start, count, a.pixels, a.branch_type);
   }
@@ -189,20 +125,6 @@ FASTGUIDE_CLONES bool all_finite(const float* __restrict x, int64_t count) {
   int32_t bad = 0;
   for (int64_t i = 0; i < count; ++i) bad |= (as_bits(x[i]) & 0x7F800000u) == 0x7F800000u;
   return !bad;
-}
-
-FASTGUIDE_CLONES void store_input(void* out, int64_t at, Type type, const float* __restrict x,
-                                  float coefficient, int64_t count) {
-  if (type == Type::kFloat) {
-    float* to = static_cast<float*>(out) + at;
-    for (int64_t i = 0; i < count; ++i) to[i] = coefficient * x[i];
-  } else if (type == Type::kBFloat16) {
-    uint16_t* to = static_cast<uint16_t*>(out) + at;
-    for (int64_t i = 0; i < count; ++i) to[i] = to_bfloat16(coefficient * x[i]);
-  } else {
-    uint16_t* to = static_cast<uint16_t*>(out) + at;
-    for (int64_t i = 0; i < count; ++i) to[i] = to_half(coefficient * x[i]);
-  }
 }
 
 void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
@@ -269,7 +191,7 @@ void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
     }
   }
   for (int64_t copy = 0; copy < a.copies; ++copy) {
-    store_input(a.input, copy * slot_size + at, a.input_type, x, a.row[kInputScale], count);
+    store_run(a.input, copy * slot_size + at, x, a.row[kInputScale], count, a.input_type);
   }
 }
 
@@ -300,7 +222,7 @@ void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
   a.state = state.mutable_data_ptr<float>();
   a.slots = slots, a.batch = batch, a.numel = numel, a.pixels = pixels;
   a.branches = views.data(), a.branch_count = static_cast<int64_t>(views.size());
-  a.branch_type = views.empty() ? Type::kFloat : type_of(branches[0]);
+  a.branch_type = views.empty() ? Type::kFloat : type_of(branches[0], "step");
   a.row = table.const_data_ptr<float>() + e * table.stride(0);
   a.weights = weights.const_data_ptr<float>() + e * weights.stride(0);
   a.weight_stride = weights.size(1) == 1 ? 0 : weights.stride(1);
@@ -309,7 +231,7 @@ void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
   a.noise = noise ? noise->const_data_ptr<float>() : nullptr;
   a.input = net_input ? net_input->mutable_data_ptr() : nullptr;
   a.copies = net_input ? net_input->size(0) / std::max<int64_t>(batch, 1) : 0;
-  a.input_type = net_input ? type_of(*net_input) : Type::kFloat;
+  a.input_type = net_input ? type_of(*net_input, "step") : Type::kFloat;
   a.first_bad = first_bad.mutable_data_ptr<int32_t>();
   a.reads = reads, a.writes = writes;
   a.variance = variance ? &variance_view : nullptr;

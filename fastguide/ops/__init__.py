@@ -5,7 +5,17 @@ Importing this module loads the compiled extension and registers the rest; Trito
 an op first runs on a GPU.
 """
 
+from fastguide.ops.attention_colsum import attention_colsum
+from fastguide.ops.identity_attention import identity_attention
 from fastguide.ops.noise import as_seeds, derive_seeds, noise
 from fastguide.ops.step import as_planes, step
 
-__all__ = ["as_planes", "as_seeds", "derive_seeds", "noise", "step"]
+__all__ = [
+    "as_planes",
+    "as_seeds",
+    "attention_colsum",
+    "derive_seeds",
+    "identity_attention",
+    "noise",
+    "step",
+]

@@ -2,7 +2,8 @@
 to.
 """
 
+from fastguide.reference.attention import attention_colsum, identity_attention
 from fastguide.reference.noise import noise, philox4x32
 from fastguide.reference.step import combine, step
 
-__all__ = ["combine", "noise", "philox4x32", "step"]
+__all__ = ["attention_colsum", "combine", "identity_attention", "noise", "philox4x32", "step"]
