@@ -10,11 +10,12 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
 
 from fastguide import ops
-from fastguide.engine.evaluate import Passes, make_passes
-from fastguide.engine.pattern import Pattern, no_layers
+from fastguide.conditions import bind, named_conditions, repeated
+from fastguide.engine.evaluate import make_passes
+from fastguide.engine.measure import measure_rows
+from fastguide.engine.pattern import no_layers
 from fastguide.engine.plan import Plan, make_plan
 from fastguide.engine.program import RowMode
 from fastguide.engine.run import Inputs, Progress, run
@@ -56,8 +57,8 @@ class Sampler:
             sampler makes a copy of the network (`load(..., dtype=)` saves that). x stays fp32.
         shape: of one sample, by default the model's; the network must be able to take it.
         device: where to run; by default the network's device.
-        rows: whether the rows of one evaluation run "batched" or "sequential"; `warmup` measures
-            which is faster.
+        rows: whether the rows of one evaluation run "batched" or "sequential"; None for batched,
+            or what `warmup` found to be faster.
 
     Raises:
         ValueError, TypeError: an argument that is not as above, named with its value.
@@ -75,7 +76,7 @@ class Sampler:
         dtype: torch.dtype | None = None,
         shape: Sequence[int] | None = None,
         device: torch.device | str | None = None,
-        rows: RowMode = "batched",
+        rows: RowMode | None = None,
     ) -> None:
         if not isinstance(model, Model):
             raise TypeError(
@@ -98,7 +99,7 @@ class Sampler:
         self.shape = _check_shape(model, shape)
         self.device = _device_of(model, device)
         self.net, self.dtype = _net_as(model, dtype)
-        self._conditions = _named_conditions(model, guidance)
+        self._conditions = named_conditions(model, guidance)
         self._plan_arguments = (
             model.prediction,
             levels,
@@ -106,11 +107,15 @@ class Sampler:
             guidance,
             _bounds(clamp),
         )
-        if rows not in get_args(RowMode):
+        if rows not in (None, *get_args(RowMode)):
             raise ValueError(f"rows is {rows!r}, but it should be one of {get_args(RowMode)}")
         self.plan = make_plan(*self._plan_arguments, device=self.device, choose=self._choose)
         self.rows = rows
-        self._passes = self._make_passes(rows)
+        self._passes = {
+            mode: {pattern: make_passes(pattern, self.net, mode) for pattern in self.plan.patterns}
+            for mode in get_args(RowMode)
+        }
+        self._measured: dict[int, RowMode] = {}
         if self.plan.learned and not model.variance:
             raise ValueError(
                 f"solver is {solver}, which needs a network that predicts a variance, but "
@@ -155,8 +160,9 @@ class Sampler:
             step_noise=self._check_step_noise(step_noise, batch),
         )
         plan = self.plan if callback is None else self._with_preview()
+        passes = self._passes[self._mode(batch)]
         samples, first_bad = run(
-            plan, self._passes, inputs, self.shape, self.dtype, self.model.outputs, callback
+            plan, passes, inputs, self.shape, self.dtype, self.model.outputs, callback
         )
         if check:
             _check_finite(plan, samples, first_bad, rows)
@@ -168,8 +174,36 @@ class Sampler:
             choose_layers(layers, self.net) if isinstance(self.net, Staged) else no_layers(layers)
         )
 
-    def _make_passes(self, rows: RowMode) -> dict[Pattern, Passes]:
-        return {pattern: make_passes(pattern, self.net, rows) for pattern in self.plan.patterns}
+    def _mode(self, batch: int) -> RowMode:
+        return self.rows or self._measured.get(batch, "batched")
+
+    @torch.no_grad()
+    def warmup(
+        self, batches: int | Iterable[int], cond: Any = None, negative: Any = None
+    ) -> dict[int, RowMode]:
+        """Run the network once for each batch size and find out whether its rows are faster
+        "batched" or "sequential"; later calls with that many seeds run so. Returns the choices.
+
+        Args:
+            cond, negative: as in a call, for ONE sample (batch 1); None for the null condition.
+        """
+        one = self._bind(cond, negative, 1)
+        for batch in [batches] if isinstance(batches, int) else list(batches):
+            if batch < 1:
+                raise ValueError(f"batches has {batch}, but it should be 1 or more")
+            modes = [self.rows] if self.rows else list(get_args(RowMode))
+            seconds = measure_rows(
+                self.plan,
+                {mode: self._passes[mode] for mode in modes},
+                {name: repeated(value, batch) for name, value in one.items()},
+                torch.zeros(batch, dtype=torch.int64, device=self.device),
+                self.shape,
+                self.dtype,
+                self.model.outputs,
+            )
+            with self._lock:
+                self._measured[batch] = min(seconds, key=lambda mode: seconds[mode])
+        return dict(self._measured)
 
     def _with_preview(self) -> Plan:
         with self._lock:
@@ -183,25 +217,7 @@ class Sampler:
             return self._preview_plan
 
     def _bind(self, cond: Any, negative: Any, batch: int) -> dict[Condition, Any]:
-        """What the network takes as `cond`, for each condition that the guidance names."""
-        model, names = self.model, self._conditions
-        if negative is not None and names == {"cond"}:
-            raise ValueError("negative is given, but the guidance has no negative branch")
-        if negative is not None and "head" in names and not model.negative:
-            raise ValueError(
-                "negative is given, but the second head of this model takes no negative condition"
-            )
-        if model.null is None and cond is None and "negative" in names and negative is None:
-            raise ValueError("guidance needs a negative condition, but model.null is None")
-        positive = _batched("cond", cond, model, batch, self.device)
-        other = None
-        if "negative" in names or model.negative:
-            other = _batched("negative", negative, model, batch, self.device)
-        if not model.negative:
-            return {"cond": positive, "negative": other}
-        null = _batched("null", None, model, batch, self.device)
-        beside = other if "head" in names else null
-        return {"cond": (positive, beside), "negative": (other, null)}
+        return bind(self.model, self._conditions, cond, negative, batch, self.device)
 
     def _check_noise(self, name: str, noise: Tensor | None, batch: int) -> Tensor | None:
         if noise is None:
@@ -298,85 +314,6 @@ def _bounds(
             f"clamp is {clamp!r}, but it should be a positive number or a pair low < high"
         )
     return float(low), float(high)
-
-
-def _named_conditions(model: Model, guidance: Guidance | None) -> set[str]:
-    """The kinds of condition that the guidance needs: "cond", "negative", "head" (a second
-    head).
-    """
-    names = {"cond"}
-    for term in guidance.terms() if guidance is not None else ():
-        if term.branch.head >= model.heads:
-            raise ValueError(
-                f"guidance needs a network with {term.branch.head + 1} heads, but model.heads is "
-                f"{model.heads}"
-            )
-        names.add("head" if term.branch.head else term.branch.cond)
-    if guidance is not None and guidance.inside():
-        names.add("negative")
-    return names
-
-
-def _batched(name: str, value: Any, model: Model, batch: int, device: torch.device) -> Any:
-    """`value` as batch-first tensors on `device`; the null condition for None."""
-    null = model.null
-    if value is None and null is None:
-        return None
-    if value is None:
-        return tree_map(lambda leaf: _repeat(leaf, batch, device), null)
-    if (
-        null is None
-        and not model.negative
-        and not isinstance(value, Tensor)
-        and not tree_flatten(value)[0]
-    ):
-        raise ValueError(f"{name} is {value!r}, but it should hold tensors")
-    if isinstance(null, int):
-        return _labels(name, value, null, model.class_names, batch, device)
-    leaves, form = tree_flatten(value)
-    if null is not None:
-        expected, null_form = tree_flatten(null)
-        if form != null_form:
-            raise ValueError(f"{name} has the structure {form}, but the null condition {null_form}")
-    for i, leaf in enumerate(leaves):
-        if not isinstance(leaf, Tensor) or leaf.ndim < 1 or leaf.shape[0] != batch:
-            found = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
-            raise ValueError(f"{name}[{i}] is {found}, but it should be a tensor [{batch}, ...]")
-        if null is not None and leaf.shape[1:] != torch.as_tensor(expected[i]).shape:
-            raise ValueError(
-                f"{name}[{i}].shape is {tuple(leaf.shape)}, but the null condition's is "
-                f"{tuple(torch.as_tensor(expected[i]).shape)}"
-            )
-    return tree_map(lambda leaf: leaf.to(device), value)
-
-
-def _repeat(leaf: Any, batch: int, device: torch.device) -> Tensor:
-    tensor = torch.as_tensor(leaf, device=device)
-    return tensor.expand(batch, *tensor.shape)
-
-
-def _labels(
-    name: str,
-    value: Any,
-    null: int,
-    class_names: tuple[str, ...],
-    batch: int,
-    device: torch.device,
-) -> Tensor:
-    labels = torch.as_tensor(value)
-    if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.is_complex():
-        raise ValueError(f"{name} is {labels.dtype}, but class labels should be integers")
-    labels = labels.to(torch.int64)
-    labels = labels.expand(batch) if labels.ndim == 0 else labels
-    if labels.shape != (batch,):
-        raise ValueError(f"{name}.shape is {tuple(labels.shape)}, but there are {batch} seeds")
-    bad = labels[(labels < 0) | (labels > null)]
-    if bad.numel():
-        names = f": {', '.join(class_names)}" if class_names else ""
-        raise ValueError(
-            f"{name} has {int(bad[0])}, but a class should lie in [0, {null - 1}]{names}"
-        )
-    return labels.to(device)
 
 
 def _check_finite(plan: Plan, samples: Tensor, first_bad: Tensor, seeds: Tensor) -> None:

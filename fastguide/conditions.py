@@ -1,0 +1,127 @@
+"""What a caller gives as conditions, as the network takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from fastguide.guidance.base import Condition, Guidance
+from fastguide.model import Model
+
+
+def named_conditions(model: Model, guidance: Guidance | None) -> set[str]:
+    """The kinds of condition that the guidance needs: "cond", "negative", "head" (a second
+    head).
+    """
+    names = {"cond"}
+    for term in guidance.terms() if guidance is not None else ():
+        if term.branch.head >= model.heads:
+            raise ValueError(
+                f"guidance needs a network with {term.branch.head + 1} heads, but model.heads is "
+                f"{model.heads}"
+            )
+        names.add("head" if term.branch.head else term.branch.cond)
+    if guidance is not None and guidance.inside():
+        names.add("negative")
+    return names
+
+
+def bind(
+    model: Model, names: Set[str], cond: Any, negative: Any, batch: int, device: torch.device
+) -> dict[Condition, Any]:
+    """What the network takes as `cond`, for each condition that the guidance names (`names` of
+    `named_conditions`); `cond` and `negative` as in a call of `fastguide.Sampler`.
+    """
+    if negative is not None and names == {"cond"}:
+        raise ValueError("negative is given, but the guidance has no negative branch")
+    if negative is not None and "head" in names and not model.negative:
+        raise ValueError(
+            "negative is given, but the second head of this model takes no negative condition"
+        )
+    if model.null is None and cond is None and "negative" in names and negative is None:
+        raise ValueError("guidance needs a negative condition, but model.null is None")
+    positive = _batched("cond", cond, model, batch, device)
+    other = None
+    if "negative" in names or model.negative:
+        other = _batched("negative", negative, model, batch, device)
+    if not model.negative:
+        return {"cond": positive, "negative": other}
+    null = _batched("null", None, model, batch, device)
+    beside = other if "head" in names else null
+    return {"cond": (positive, beside), "negative": (other, null)}
+
+
+def repeated(cond: Any, batch: int) -> Any:
+    """The condition of one sample, for a batch of them."""
+    return tree_map(
+        lambda leaf: (
+            leaf.repeat(batch, *[1] * (leaf.ndim - 1)) if isinstance(leaf, Tensor) else leaf
+        ),
+        cond,
+    )
+
+
+def _batched(name: str, value: Any, model: Model, batch: int, device: torch.device) -> Any:
+    """`value` as batch-first tensors on `device`; the null condition for None."""
+    null = model.null
+    if value is None and null is None:
+        return None
+    if value is None:
+        return tree_map(lambda leaf: _repeat(leaf, batch, device), null)
+    if (
+        null is None
+        and not model.negative
+        and not isinstance(value, Tensor)
+        and not tree_flatten(value)[0]
+    ):
+        raise ValueError(f"{name} is {value!r}, but it should hold tensors")
+    if isinstance(null, int):
+        return _labels(name, value, null, model.class_names, batch, device)
+    leaves, form = tree_flatten(value)
+    if null is not None:
+        expected, null_form = tree_flatten(null)
+        if form != null_form:
+            raise ValueError(f"{name} has the structure {form}, but the null condition {null_form}")
+    for i, leaf in enumerate(leaves):
+        if not isinstance(leaf, Tensor) or leaf.ndim < 1 or leaf.shape[0] != batch:
+            found = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise ValueError(f"{name}[{i}] is {found}, but it should be a tensor [{batch}, ...]")
+        if null is not None and leaf.shape[1:] != torch.as_tensor(expected[i]).shape:
+            raise ValueError(
+                f"{name}[{i}].shape is {tuple(leaf.shape)}, but the null condition's is "
+                f"{tuple(torch.as_tensor(expected[i]).shape)}"
+            )
+    return tree_map(lambda leaf: leaf.to(device), value)
+
+
+def _repeat(leaf: Any, batch: int, device: torch.device) -> Tensor:
+    tensor = torch.as_tensor(leaf, device=device)
+    return tensor.expand(batch, *tensor.shape)
+
+
+def _labels(
+    name: str,
+    value: Any,
+    null: int,
+    class_names: tuple[str, ...],
+    batch: int,
+    device: torch.device,
+) -> Tensor:
+    labels = torch.as_tensor(value)
+    if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.is_complex():
+        raise ValueError(f"{name} is {labels.dtype}, but class labels should be integers")
+    labels = labels.to(torch.int64)
+    labels = labels.expand(batch) if labels.ndim == 0 else labels
+    if labels.shape != (batch,):
+        raise ValueError(f"{name}.shape is {tuple(labels.shape)}, but there are {batch} seeds")
+    bad = labels[(labels < 0) | (labels > null)]
+    if bad.numel():
+        names = f": {', '.join(class_names)}" if class_names else ""
+        raise ValueError(
+            f"{name} has {int(bad[0])}, but a class should lie in [0, {null - 1}]{names}"
+        )
+    return labels.to(device)
