@@ -1,6 +1,7 @@
 # Everything from a bare Python (3.10 - 3.13) and a C++ compiler. The first run of a target sets up
 # .venv; later runs reinstall only what changed.
-#   make sample | test | lint | bench | baseline | quality | solvers | ddim-table | cuda-build | model | clean
+#   make sample | test | lint | bench | baseline | cuda-build | model | clean
+#   make quality | methods | solvers | ddim-table | grids      (figures and pictures of the docs)
 # TORCH chooses the torch to install, PYTHON the interpreter:
 #   make test TORCH=torch==2.12.0 PYTHON=python3.12
 # ARGS goes to the quality benchmark:
@@ -14,7 +15,7 @@ DATA ?= /usr/share/datasets/fashion-mnist
 CLASSES := T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot
 COMPILED := $(shell find csrc -name '*.*') setup.py pyproject.toml
 
-.PHONY: sample test lint bench baseline quality solvers ddim-table cuda-build model clean
+.PHONY: sample test lint bench baseline quality solvers ddim-table methods grids cuda-build model clean
 
 sample: $(VENV)/installed
 	$(BIN)/fastguide sample fashion --out samples.png
@@ -46,6 +47,14 @@ ddim-table: $(VENV)/installed
 	test -f out/eps/model.json || $(BIN)/fastguide train $(DATA) out/eps --prediction eps --betas linear \
 	  --unconditional --width 160 --attention-heads 5 --steps 4500 --compile
 	$(BIN)/python bench/ddim_table.py out/eps --data $(DATA)
+
+# every guidance method over its weight, judged by a classifier
+methods: $(VENV)/installed
+	$(BIN)/python bench/methods.py perturbation --data $(DATA)
+
+# the pictures of docs/methods
+grids: $(VENV)/installed
+	$(BIN)/python bench/grids.py
 
 cuda-build:
 	PYTHON=$(PYTHON) bash scripts/cuda_build.sh
