@@ -5,7 +5,8 @@ Importing this module loads the compiled extension and registers the rest; Trito
 an op first runs on a GPU.
 """
 
+from fastguide.ops.blur import blur
 from fastguide.ops.noise import as_seeds, noise
 from fastguide.ops.step import as_planes, step
 
-__all__ = ["as_planes", "as_seeds", "noise", "step"]
+__all__ = ["as_planes", "as_seeds", "blur", "noise", "step"]

@@ -2,7 +2,8 @@
 to.
 """
 
+from fastguide.reference.blur import blur
 from fastguide.reference.noise import noise, philox4x32
 from fastguide.reference.step import combine, step
 
-__all__ = ["combine", "noise", "philox4x32", "step"]
+__all__ = ["blur", "combine", "noise", "philox4x32", "step"]
