@@ -10,6 +10,9 @@ import torch
 # and branches, aligned or not (tests/test_step_compile.py). 8 a thread take 10-25 % fewer
 # instructions an element, but up to 240 registers.
 DEFAULTS = {
+    # no spills whatever the strides and the grid (tests/test_blur_compile.py); the weights of a
+    # tile are made once for BYTES of neighbours
+    "blur": {"BLOCK": 64, "STEP": 16, "BYTES": 256, "num_warps": 8},
     "step": {"BLOCK": 512, "num_warps": 4},
 }
 

@@ -6,6 +6,7 @@ an op first runs on a GPU.
 """
 
 from fastguide.ops.attention_colsum import attention_colsum
+from fastguide.ops.blur import blur
 from fastguide.ops.identity_attention import identity_attention
 from fastguide.ops.noise import as_seeds, derive_seeds, noise
 from fastguide.ops.step import as_planes, step
@@ -14,6 +15,7 @@ __all__ = [
     "as_planes",
     "as_seeds",
     "attention_colsum",
+    "blur",
     "derive_seeds",
     "identity_attention",
     "noise",

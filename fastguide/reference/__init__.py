@@ -3,7 +3,16 @@ to.
 """
 
 from fastguide.reference.attention import attention_colsum, identity_attention
+from fastguide.reference.blur import blur
 from fastguide.reference.noise import noise, philox4x32
 from fastguide.reference.step import combine, step
 
-__all__ = ["attention_colsum", "combine", "identity_attention", "noise", "philox4x32", "step"]
+__all__ = [
+    "attention_colsum",
+    "blur",
+    "combine",
+    "identity_attention",
+    "noise",
+    "philox4x32",
+    "step",
+]
