@@ -96,6 +96,8 @@ def sag(weight, layer, threshold=1.0, sigma=1.0, kernel_size=9, clamp=None):
         a, b = run.model.prediction.denoised(level)
         record = {}
         base = run.pred(x, t, treat=Treat(record=record))
+        if level.alpha == 0:  # pure noise holds nothing of the image
+            return base
         clean = a * x + b * base
         eps = (x - level.alpha * clean) / level.sigma
         map_ = record[layer][1].mean(1).sum(1)

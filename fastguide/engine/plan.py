@@ -230,5 +230,5 @@ def _check_maps(solver: Solver, update: Update, maps: dict[str, Map], written: s
 
 
 def _degrade(at: Level, of_x: float, of_prediction: float, scale: float) -> tuple[float, ...]:
-    # eps = (x - alpha (a x + b p)) / sigma: p + move dx has at x + dx the eps that p has at x
-    return at.alpha, (1 - at.alpha * of_x) / (at.alpha * of_prediction), scale
+    # sigma eps = (1 - alpha a) x - alpha b p: at x, p + move dx has the eps that p has at x + dx
+    return at.alpha, -(1 - at.alpha * of_x) / (at.alpha * of_prediction), scale
