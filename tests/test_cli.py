@@ -10,7 +10,8 @@ from PIL import Image
 from test_training import write_idx
 
 import fastguide as fg
-from fastguide.cli.sample import parse_classes, parse_schedule, parse_seeds
+from fastguide.cli.guidance import parse_guidance, parse_schedule
+from fastguide.cli.sample import parse_classes, parse_seeds
 from fastguide.nets import DiT
 
 
@@ -98,7 +99,7 @@ def test_train_other_networks(tmp_path, options, heads):
         (["--steps", "0"], "steps is 0"),
         (["--seeds", "5-3"], "seeds is '5-3'"),
         (["--schedule", "interval:1"], "schedule is 'interval:1'"),
-        (["--guidance", "cgf"], "guidance is 'cgf'"),
+        (["--guidance", "cgf"], "guidance has 'cgf'"),
         (["--dtype", "int8"], "dtype is 'int8'"),
         (["--scale", "nan"], "scale is nan"),
         (["--negative", "Red,Blue"], "negative is 'Red,Blue'"),
@@ -129,3 +130,39 @@ def test_parsers(model):
     assert parse_classes("classes", "none", loaded) == []
     assert parse_schedule("linear:3,1") == fg.linear(3.0, 1.0)
     assert parse_schedule("cosine") == fg.cosine()
+
+
+def test_guidance_is_a_sum_of_methods(model):
+    loaded = fg.load(model)
+    parts = parse_guidance(
+        "cfg + pag:1,layers=0 + sag:0.5,mask=global,kernel_size=5", 4.0, fg.constant(), loaded
+    )
+    terms = parts.terms()
+    assert [term.amount for term in terms] == [4.0, 1.0, 0.5]
+    assert terms[1].branch.layers == (0,)
+    assert (terms[2].branch.degraded.mask, terms[2].branch.degraded.kernel_size) == ("global", 5)
+    seg = parse_guidance("seg:2,layers=blocks.0/mid,sigma=inf", 4.0, fg.constant(), loaded)
+    assert seg.terms()[0].branch.layers == ("blocks.0", "mid")
+    assert parse_guidance("auto", 2.0, fg.constant(), loaded).terms()[0].branch.head == 1
+    assert parse_guidance("none", 2.0, fg.constant(), loaded) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dog:1", "guidance has 'dog', but it should be auto, none, or of cfg"),
+        ("pag", "guidance has 'pag', but it needs a weight"),
+        ("pag:x", "guidance has 'pag:x', but 'x' is not a number"),
+        ("pag:1,sigma=2", "but after the weight come options of layers, of"),
+    ],
+)
+def test_guidance_that_cannot_be_read(text, message, model):
+    with pytest.raises(ValueError, match=message):
+        parse_guidance(text, 2.0, fg.constant(), fg.load(model))
+
+
+def test_info_of_a_model_lists_its_layers(model):
+    done = fastguide("info", model)
+    assert done.returncode == 0, done.stderr
+    assert "blocks.0" in done.stdout
+    assert "Red, Green, Blue" in done.stdout

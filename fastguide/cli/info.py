@@ -1,15 +1,23 @@
-"""`fastguide info`: what is installed and built, what is missing and how to get it."""
+"""`fastguide info`: what is installed and built, what is missing and how to get it; what a model
+is.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
+from typing import Annotated
 
 import typer
 
 
-def info() -> None:
-    """Show version, build, devices, bundled models, and what is missing."""
+def info(
+    model: Annotated[str, typer.Argument(help="a bundled model, or a folder")] = "",
+) -> None:
+    """Show version, build, devices, bundled models, and what is missing; or what MODEL is."""
+    if model:
+        _show_model(model)
+        return
     import torch
     from rich.console import Console
     from rich.table import Table
@@ -36,6 +44,28 @@ def info() -> None:
     Console().print(table)
     for line in _missing(bool(build["cuda"]), torch.version.cuda, bool(devices)):
         typer.echo(f"missing: {line}")
+
+
+def _show_model(name: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    import fastguide as fg
+    from fastguide.staged import Staged
+
+    model = fg.load(name)
+    table = Table(show_header=False, box=None)
+    table.add_row("network", type(model.net).__name__)
+    table.add_row("process", repr(model.process))
+    table.add_row("prediction", model.prediction.name)
+    table.add_row("shape", " x ".join(map(str, model.shape)))
+    table.add_row("heads", str(model.heads))
+    table.add_row("classes", ", ".join(model.class_names) or "unconditional")
+    if isinstance(model.net, Staged):
+        layers = [layer for stage in model.net.stages for layer in stage.layers]
+        table.add_row("layers", ", ".join(layers))
+        table.add_row("mid", ", ".join(model.net.middle))
+    Console(highlight=False).print(table)
 
 
 def _version(package: str) -> str | None:

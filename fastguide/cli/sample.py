@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from fastguide.guidance import Guidance, Schedule
-    from fastguide.model import Model
+from fastguide.cli.guidance import HELP, SCHEDULES, parse_guidance, parse_schedule
 
-_SCHEDULES = "constant, linear:START,END, cosine[:POWER] or interval:LOW,HIGH"
+if TYPE_CHECKING:
+    from fastguide.model import Model
 
 
 def sample(
@@ -21,12 +20,11 @@ def sample(
         str, typer.Option(help="names or numbers, with commas, taken in turn; 'all'; or 'none'")
     ] = "all",
     negative: Annotated[str, typer.Option(help="negative class: a name or a number")] = "",
-    guidance: Annotated[
-        str,
-        typer.Option(help="auto (one pass where the model can), superconditioning, cfg or none"),
-    ] = "auto",
-    scale: Annotated[float, typer.Option(help="guidance scale; 1 is off")] = 3.0,
-    schedule: Annotated[str, typer.Option(help=f"of the guidance: {_SCHEDULES}")] = "constant",
+    guidance: Annotated[str, typer.Option(help=HELP)] = "auto",
+    scale: Annotated[
+        float, typer.Option(help="of cfg and superconditioning without a number; 1 is off")
+    ] = 3.0,
+    schedule: Annotated[str, typer.Option(help=f"of the guidance: {SCHEDULES}")] = "constant",
     solver: Annotated[str, typer.Option(help="with options as in ddim:eta=1")] = "ddim",
     spacing: Annotated[str, typer.Option(help="of the levels, as in karras:rho=7")] = "",
     steps: int = 25,
@@ -66,7 +64,7 @@ def sample(
         raise ValueError(f"negative is {negative!r}, but it should be one class")
     sampler = fg.Sampler(
         loaded,
-        guidance=make_guidance(guidance, scale, parse_schedule(schedule), loaded),
+        guidance=parse_guidance(guidance, scale, parse_schedule(schedule), loaded),
         solver=solver,
         steps=steps,
         spacing=spacing or None,
@@ -137,38 +135,3 @@ def parse_classes(argument: str, text: str, model: Model) -> list[int]:
             known = ", ".join(names) or "none: the model is unconditional"
             raise ValueError(f"{argument} has {part!r}, but the classes are {known}")
     return out
-
-
-def parse_schedule(text: str) -> Schedule:
-    """A schedule of the guidance from its name and numbers."""
-    import fastguide as fg
-
-    known = {
-        "constant": fg.constant,
-        "linear": fg.linear,
-        "cosine": fg.cosine,
-        "interval": fg.interval,
-    }
-    name, _, tail = text.partition(":")
-    try:
-        numbers = [float(part) for part in tail.split(",")] if tail else []
-        return known[name](*numbers)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"schedule is {text!r}, but it should be {_SCHEDULES}") from error
-
-
-def make_guidance(name: str, scale: float, schedule: Schedule, model: Model) -> Guidance | None:
-    """The guidance that `name` says, or for "auto" the cheapest that the model has."""
-    import fastguide as fg
-
-    if name == "auto":
-        name = (
-            "superconditioning" if model.heads > 1 else "cfg" if model.null is not None else "none"
-        )
-    if name == "none":
-        return None
-    if name == "cfg":
-        return fg.CFG(scale, schedule)
-    if name == "superconditioning":
-        return fg.Superconditioning(scale, schedule)
-    raise ValueError(f"guidance is {name!r}, but it should be auto, superconditioning, cfg or none")

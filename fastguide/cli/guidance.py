@@ -1,0 +1,103 @@
+"""Guidance as text: `cfg:3 + pag:1,layers=mid + sag:0.5,mask=global`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastguide.guidance import Guidance, Schedule
+    from fastguide.model import Model
+
+SCHEDULES = "constant, linear:START,END, cosine[:POWER] or interval:LOW,HIGH"
+HELP = (
+    "auto (one pass where the model can), none, or methods with a weight and options, added up: "
+    "'cfg:3 + pag:1,layers=2/5'; of superconditioning, cfg, pag, seg, sag, slg, stg, tpg, nag"
+)
+
+
+def parse_schedule(text: str) -> Schedule:
+    """A schedule of the guidance from its name and numbers."""
+    import fastguide as fg
+
+    known = {
+        "constant": fg.constant,
+        "linear": fg.linear,
+        "cosine": fg.cosine,
+        "interval": fg.interval,
+    }
+    name, _, tail = text.partition(":")
+    try:
+        numbers = [float(part) for part in tail.split(",")] if tail else []
+        return known[name](*numbers)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"schedule is {text!r}, but it should be {SCHEDULES}") from error
+
+
+def parse_guidance(text: str, scale: float, schedule: Schedule, model: Model) -> Guidance | None:
+    """The guidance that `text` says, or for "auto" the cheapest that the model has.
+
+    Args:
+        scale: of CFG and superconditioning where `text` has no number for them.
+        schedule: of every term.
+    """
+    import fastguide as fg
+
+    methods: dict[str, Any] = {"cfg": fg.CFG, "superconditioning": fg.Superconditioning}
+    methods |= {
+        one.__name__.lower(): one
+        for one in (fg.PAG, fg.SEG, fg.SAG, fg.SLG, fg.STG, fg.TPG, fg.NAG)
+    }
+    if text == "auto":
+        text = (
+            "superconditioning" if model.heads > 1 else "cfg" if model.null is not None else "none"
+        )
+    if text == "none":
+        return None
+    total: Guidance | None = None
+    for part in text.split("+"):
+        name, _, tail = part.strip().partition(":")
+        if name not in methods:
+            raise ValueError(
+                f"guidance has {name!r}, but it should be auto, none, or of {', '.join(methods)}"
+            )
+        amount, options = _options(part.strip(), tail, methods[name])
+        if amount is None:
+            if name not in ("cfg", "superconditioning"):
+                raise ValueError(f"guidance has {part.strip()!r}, but it needs a weight: {name}:1")
+            amount = scale
+        one = methods[name](amount, schedule=schedule, **options)
+        total = one if total is None else total + one
+    return total
+
+
+def _options(part: str, tail: str, method: Any) -> tuple[float | None, dict[str, Any]]:
+    """The amount, and the options by name."""
+    fields = {field.name for field in dataclasses.fields(method)[1:]} - {"schedule"}
+    amount: float | None = None
+    options: dict[str, Any] = {}
+    for number, entry in enumerate(tail.split(",") if tail else []):
+        key, equals, value = (piece.strip() for piece in entry.partition("="))
+        if not equals and number == 0:
+            amount = _number(part, key)
+        elif not equals or key not in fields:
+            raise ValueError(
+                f"guidance has {part!r}, but after the weight come options of "
+                f"{', '.join(sorted(fields)) or 'which it has none'}, as in name=value"
+            )
+        elif key == "layers":
+            names = [int(one) if one.isdigit() else one for one in value.split("/")]
+            options[key] = names if len(names) > 1 else names[0]
+        elif key in ("mask", "of", "mode"):
+            options[key] = value
+        else:
+            found = _number(part, value)
+            options[key] = int(found) if key == "kernel_size" else found
+    return amount, options
+
+
+def _number(part: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"guidance has {part!r}, but {text!r} is not a number") from None
