@@ -15,7 +15,9 @@ from fastguide import ops, reference
 from fastguide.engine.program import make_program
 from fastguide.guidance import Branch
 from fastguide.nets import DiT
+from fastguide.nets.attention import fold_identity
 from fastguide.perturbation import Identity
+from fastguide.staged import Routing, Segment
 
 STEPS = 3
 NAMES = tuple(f"blocks.{i}" for i in range(4))
@@ -381,6 +383,43 @@ def test_one_query_is_the_mean_query(split):
     attention.float()
     got = attention.proj(attention._one_query(tokens)).expand(-1, 24, -1)
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_folded_values_are_the_same_in_one_product(split):
+    config = {"heads": 2, "split": True, "attention_heads": 2} if split else {}
+    net = dit(**config)
+    attention = net.blocks[1].attention
+    routing = Routing({attention.name: (Segment(0, 1), Segment(1, 2, Identity()))})
+    tokens = torch.randn(4, 24, 48)
+    want = attention(tokens, (4, 6), routing)
+    fold_identity(net)
+    assert attention.folded_weight is not None
+    got = attention(tokens, (4, 6), routing)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    attention.folded_bias += 1.0  # it is in use, in the perturbed rows alone
+    moved = attention(tokens, (4, 6), routing) - got
+    assert torch.equal(moved[:2], torch.zeros_like(moved[:2]))
+    assert moved[2:].min() > 0.5
+    attention.unfold()
+    assert torch.equal(attention(tokens, (4, 6), routing), want)
+    assert not any("folded" in name for name in net.state_dict())
+
+
+def test_warmup_measures_the_rows():
+    model, cond = model_of(dit()), torch.arange(4)
+    sampler = fg.Sampler(model, fg.CFG(2.0) + fg.PAG(1.0), steps=STEPS)
+    before = sampler(cond, range(4))
+    chosen = sampler.warmup([1, 4])
+    assert set(chosen) == {1, 4}
+    assert set(chosen.values()) <= {"batched", "sequential"}
+    torch.testing.assert_close(sampler(cond, range(4)), before, rtol=1e-5, atol=1e-5)
+    fixed = fg.Sampler(model, fg.PAG(1.0), steps=STEPS, rows="sequential")
+    assert fixed.warmup(3) == {3: "sequential"}
+    with pytest.raises(ValueError, match="batches has 0"):
+        sampler.warmup(0)
+    with pytest.raises(ValueError, match="rows is 'both'"):
+        fg.Sampler(model, fg.PAG(1.0), rows="both")
 
 
 def test_an_unconditional_network_is_guided_too():

@@ -34,11 +34,32 @@ class SelfAttention(nn.Module):
         parts: 2 keeps the first half of the channels from the second (`OneWay`).
     """
 
+    folded_weight: Tensor | None
+    folded_bias: Tensor | None
+
     def __init__(self, name: str, width: int, heads: int, parts: int = 1) -> None:
         super().__init__()
         self.name, self.heads = name, heads
         self.qkv = joined(width, width, times=3, parts=parts)
         self.proj = joined(width, width, parts=parts)
+        self.register_buffer("folded_weight", None, persistent=False)
+        self.register_buffer("folded_bias", None, persistent=False)
+
+    def fold(self) -> None:
+        """Keep W_out W_v, so that identity rows take one product instead of two. Call it again when
+        the weights change, or `unfold`.
+        """
+        (out, out_bias), (value, value_bias) = (
+            tuple(tensor.double() for tensor in matrix)
+            for matrix in (self.proj.matrix(0), self.qkv.matrix(2))
+        )
+        weight, bias = out @ value, out @ value_bias + out_bias
+        dtype = self.proj.matrix(0)[0].dtype
+        self.folded_weight, self.folded_bias = weight.to(dtype), bias.to(dtype)
+
+    def unfold(self) -> None:
+        """Drop what `fold` keeps."""
+        self.folded_weight = self.folded_bias = None
 
     def forward(self, tokens: Tensor, grid: Grid, routing: Routing = PLAIN) -> Tensor:
         """Attend; `grid` (h, w) is how the N = h w tokens lie, row by row."""
@@ -46,17 +67,24 @@ class SelfAttention(nn.Module):
         if segments is None:
             return self.proj(self._plain(tokens))
         unit = tokens.shape[0] // segments[-1].stop
-        mixed = []
-        for segment in segments:
-            rows = tokens[segment.start * unit : segment.stop * unit]
-            mixed.append(self._mixed(rows, segment, unit, grid, routing))
-        outputs = [
-            self.proj(_nag(mixed, segments, segment, unit, routing.nag)).expand(
-                -1, tokens.shape[1], -1
-            )
-            for segment in segments
+        parts = [tokens[s.start * unit : s.stop * unit] for s in segments]
+        mixed = [
+            None if self._folds(segment) else self._mixed(rows, segment, unit, grid, routing)
+            for rows, segment in zip(parts, segments, strict=True)
         ]
+        outputs = []
+        for rows, segment, one in zip(parts, segments, mixed, strict=True):
+            if one is None:
+                outputs.append(F.linear(rows, self.folded_weight, self.folded_bias))
+                continue
+            led = _nag(one, mixed, segments, segment, unit, routing.nag)
+            outputs.append(self.proj(led).expand(-1, tokens.shape[1], -1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _folds(self, segment: Segment) -> bool:
+        """Whether the rows' output is one product of their input."""
+        identity = isinstance(segment.how, Identity) and segment.against is None
+        return identity and self.folded_weight is not None
 
     def _mixed(
         self, rows: Tensor, segment: Segment, unit: int, grid: Grid, routing: Routing
@@ -116,7 +144,8 @@ class SelfAttention(nn.Module):
 
 
 def _nag(
-    mixed: Sequence[Tensor],
+    positive: Tensor,
+    mixed: Sequence[Tensor | None],
     segments: Sequence[Segment],
     segment: Segment,
     unit: int,
@@ -125,12 +154,11 @@ def _nag(
     """NAG (Chen et al. 2025) where the segment asks for it: led away from z_- by `scale`, its L1
     norm held to `tau` times that of z_+, mixed with z_+ by `alpha`.
     """
-    positive = mixed[segments.index(segment)]
     if segment.against is None:
         return positive
     assert settings is not None
     for other, candidate in zip(mixed, segments, strict=True):
-        if candidate.start <= segment.against < candidate.stop:
+        if other is not None and candidate.start <= segment.against < candidate.stop:
             negative = other[(segment.against - candidate.start) * unit :][:unit]
     blocks = segment.stop - segment.start
     negative = negative.repeat(blocks, 1, 1)
@@ -141,6 +169,15 @@ def _nag(
     ratio = led.abs().sum(-1, keepdim=True, dtype=torch.float32) / size.clamp_min(1e-12)
     led = led * (settings.tau / ratio.clamp_min(settings.tau)).to(led.dtype)
     return settings.alpha * led + (1 - settings.alpha) * positive
+
+
+def fold_identity(net: nn.Module) -> None:
+    """`SelfAttention.fold` in all layers of `net`: perturbed-attention guidance takes one product
+    less a layer, in return for one more matrix of weights.
+    """
+    for module in net.modules():
+        if isinstance(module, SelfAttention):
+            module.fold()
 
 
 def shuffled(tokens: Tensor, layer: str, routing: Routing) -> Tensor:
