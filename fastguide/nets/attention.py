@@ -75,6 +75,7 @@ class SelfAttention(nn.Module):
         outputs = []
         for rows, segment, one in zip(parts, segments, mixed, strict=True):
             if one is None:
+                assert self.folded_weight is not None
                 outputs.append(F.linear(rows, self.folded_weight, self.folded_bias))
                 continue
             led = _nag(one, mixed, segments, segment, unit, routing.nag)
