@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+from fastguide import ops
 from fastguide.guidance.base import Condition, Guidance
 from fastguide.model import Model
 
@@ -25,9 +27,22 @@ def named_conditions(model: Model, guidance: Guidance | None) -> set[str]:
                 f"{model.heads}"
             )
         names.add("head" if term.branch.head else term.branch.cond)
+        if term.branch.cond == "random":
+            _check_random(model)
     if guidance is not None and guidance.inside():
         names.add("negative")
     return names
+
+
+def _check_random(model: Model) -> None:
+    if isinstance(model.null, int) and model.null < 2:
+        raise ValueError(
+            f"guidance draws another class, but the model has {model.null}; ICG needs 2 or more"
+        )
+    if model.null is None:
+        raise ValueError(
+            "guidance draws another condition, but model.null is None: the model takes none"
+        )
 
 
 def bind(
@@ -36,7 +51,7 @@ def bind(
     """What the network takes as `cond`, for each condition that the guidance names (`names` of
     `named_conditions`); `cond` and `negative` as in a call of `fastguide.Sampler`.
     """
-    if negative is not None and names == {"cond"}:
+    if negative is not None and not names & {"negative", "head"}:
         raise ValueError("negative is given, but the guidance has no negative branch")
     if negative is not None and "head" in names and not model.negative:
         raise ValueError(
@@ -55,14 +70,36 @@ def bind(
     return {"cond": (positive, beside), "negative": (other, null)}
 
 
-def repeated(cond: Any, batch: int) -> Any:
-    """The condition of one sample, for a batch of them."""
-    return tree_map(
-        lambda leaf: (
-            leaf.repeat(batch, *[1] * (leaf.ndim - 1)) if isinstance(leaf, Tensor) else leaf
-        ),
-        cond,
-    )
+def bind_other(
+    other: Model, model: Model, cond: Any, batch: int, device: torch.device
+) -> dict[Condition, Any]:
+    """What another network takes under the same condition: none where `other` has none."""
+    if other.null is None and model.null is not None:
+        return {"cond": None}
+    return bind(other, {"cond"}, cond, None, batch, device)
+
+
+def random_condition(model: Model, cond: Any, seeds: Tensor) -> Any:
+    """Another condition for each sample of `cond` (of `bind`), by its seed of `seeds` int64 `[B]`:
+    any other class, or Gaussian noise of the embedding's own mean and standard deviation.
+    """
+    if model.negative:
+        return (random_condition(replace(model, negative=False), cond[0], seeds), cond[1])
+    if isinstance(model.null, int):
+        classes = model.null
+        uniform = torch.special.ndtr(ops.noise(seeds, (1,)).squeeze(1))
+        others = torch.where(cond < classes, classes - 1, classes)
+        step = torch.minimum((uniform * others).long(), others - 1)
+        return torch.where(cond < classes, (cond + 1 + step) % classes, step)
+
+    def noisy(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        dims = tuple(range(1, leaf.ndim))
+        mean, std = leaf.float().mean(dims, keepdim=True), leaf.float().std(dims, keepdim=True)
+        return (mean + std * ops.noise(seeds, leaf.shape[1:])).to(leaf.dtype)
+
+    return tree_map(noisy, cond)
 
 
 def _batched(name: str, value: Any, model: Model, batch: int, device: torch.device) -> Any:

@@ -37,7 +37,15 @@ class Skipped:
     """The layer is left out, residual connection and all: its output is its input (SLG, STG)."""
 
 
-Perturbation = Identity | BlurredQueries | Shuffled | Skipped
+@dataclass(frozen=True)
+class NoisyTime:
+    """The layer's time embedding is perturbed: `embedding + strength t^power n` (TSG)."""
+
+    strength: float
+    power: float
+
+
+Perturbation = Identity | BlurredQueries | Shuffled | Skipped | NoisyTime
 
 Layers = tuple[str | int, ...]
 

@@ -6,20 +6,21 @@ import copy
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from fastguide import ops
-from fastguide.conditions import bind, named_conditions, repeated
-from fastguide.engine.evaluate import make_passes
+from fastguide.conditions import bind, bind_other, named_conditions, random_condition
+from fastguide.engine.evaluate import Conditions, make_passes
 from fastguide.engine.measure import measure_rows
 from fastguide.engine.pattern import no_layers
 from fastguide.engine.plan import Plan, make_plan
 from fastguide.engine.program import RowMode
 from fastguide.engine.run import Inputs, Progress, run
-from fastguide.guidance.base import Condition, Guidance
+from fastguide.guidance.base import Guidance, Other
 from fastguide.model import Model
 from fastguide.options import Configured, by_name
 from fastguide.perturbation import Layers
@@ -100,6 +101,8 @@ class Sampler:
         self.device = _device_of(model, device)
         self.net, self.dtype = _net_as(model, dtype)
         self._conditions = named_conditions(model, guidance)
+        self._others = _others(model, guidance, self.device)
+        nets = {None: self.net} | {one: _net_as(one.model, self.dtype)[0] for one in self._others}
         self._plan_arguments = (
             model.prediction,
             levels,
@@ -112,7 +115,7 @@ class Sampler:
         self.plan = make_plan(*self._plan_arguments, device=self.device, choose=self._choose)
         self.rows = rows
         self._passes = {
-            mode: {pattern: make_passes(pattern, self.net, mode) for pattern in self.plan.patterns}
+            mode: {pattern: make_passes(pattern, nets, mode) for pattern in self.plan.patterns}
             for mode in get_args(RowMode)
         }
         self._measured: dict[int, RowMode] = {}
@@ -195,7 +198,7 @@ class Sampler:
             seconds = measure_rows(
                 self.plan,
                 {mode: self._passes[mode] for mode in modes},
-                {name: repeated(value, batch) for name, value in one.items()},
+                one.repeated(batch),
                 torch.zeros(batch, dtype=torch.int64, device=self.device),
                 self.shape,
                 self.dtype,
@@ -216,8 +219,14 @@ class Sampler:
                 )
             return self._preview_plan
 
-    def _bind(self, cond: Any, negative: Any, batch: int) -> dict[Condition, Any]:
-        return bind(self.model, self._conditions, cond, negative, batch, self.device)
+    def _bind(self, cond: Any, negative: Any, batch: int) -> Conditions:
+        """What all networks take as `cond`."""
+        own = bind(self.model, self._conditions, cond, negative, batch, self.device)
+        fixed: dict[Other | None, Any] = {None: own}
+        for other in self._others:
+            fixed[other] = bind_other(other.model, self.model, cond, batch, self.device)
+        drawn = partial(random_condition, self.model, own["cond"])
+        return Conditions(fixed, drawn if "random" in self._conditions else None)
 
     def _check_noise(self, name: str, noise: Tensor | None, batch: int) -> Tensor | None:
         if noise is None:
@@ -301,6 +310,32 @@ def _net_as(model: Model, dtype: torch.dtype | None) -> tuple[Any, torch.dtype]:
         return model.net, parameter.dtype
     assert isinstance(model.net, nn.Module)
     return copy.deepcopy(model.net).to(dtype), dtype
+
+
+def _others(model: Model, guidance: Guidance | None, device: torch.device) -> tuple[Other, ...]:
+    """The other networks that the guidance names, if they can take the place of `model`."""
+    terms = guidance.terms() if guidance is not None else ()
+    others = dict.fromkeys(term.branch.net for term in terms if term.branch.net is not None)
+    for other in others:
+        for name in ("shape", "process", "prediction"):
+            theirs, ours = getattr(other.model, name), getattr(model, name)
+            if theirs != ours:
+                raise ValueError(
+                    f"guidance names another model whose {name} is {theirs}, but the sampled "
+                    f"model's is {ours}"
+                )
+        both = isinstance(other.model.null, int) and isinstance(model.null, int)
+        if both and other.model.null != model.null:
+            raise ValueError(
+                f"guidance names another model of {other.model.null} classes, but the sampled model "
+                f"has {model.null}"
+            )
+        found = _device_of(other.model, None)
+        if found != device and _parameter(other.model.net) is not None:
+            raise ValueError(
+                f"guidance names another model on {found}, but the sampled model is on {device}"
+            )
+    return tuple(others)
 
 
 def _bounds(

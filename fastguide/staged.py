@@ -22,6 +22,8 @@ from torch import Tensor
 
 from fastguide.perturbation import Layers, Perturbation
 
+TIME = "time"  # the layer that is the time embedding
+
 
 class Segment(NamedTuple):
     """Neighbouring blocks of rows that a layer treats alike.
@@ -54,6 +56,7 @@ class Routing:
     Args:
         segments: for each layer that treats some rows differently, all its rows in order.
         seeds: int64 `[B]`, fresh at each evaluation, for what a layer draws.
+        time: sigma / (alpha + sigma), a scalar tensor, for what is done to the time embedding.
         nag: the settings for segments with `against`.
         observe: for a layer, the blocks of rows whose attention's column sums are wanted, and the
             keys under which the layer leaves them in `observed`. Such a layer has segments, too.
@@ -62,6 +65,7 @@ class Routing:
 
     segments: Mapping[str, tuple[Segment, ...]] = field(default_factory=dict)
     seeds: Tensor | None = None
+    time: Tensor | None = None
     nag: Normalized | None = None
     observe: Mapping[str, tuple[tuple[int, Hashable], ...]] = field(default_factory=dict)
     observed: dict[Hashable, tuple[Tensor, tuple[int, int]]] = field(default_factory=dict)
@@ -80,6 +84,8 @@ class Stage(NamedTuple):
             state to state, residual connection and all, can be skipped as a whole.
         cond: whether the stage reads the condition (or what the time does to it). Stages before the
             first that does run once for all conditions.
+        timed: whether its layers obey `NoisyTime`. A layer called "time" stands for the embedding
+            that the whole network reads; "all" does not include it.
         skippable: whether leaving the stage out leaves a state that the next stage takes.
     """
 
@@ -87,6 +93,7 @@ class Stage(NamedTuple):
     run: Callable[[Any, Any, Routing], Any]
     layers: tuple[str, ...] = ()
     cond: bool = False
+    timed: bool = False
     skippable: bool = False
 
 
@@ -115,10 +122,12 @@ def choose_layers(layers: Layers, net: Staged) -> tuple[str, ...]:
     Raises:
         ValueError: an unknown or ambiguous name, or an index that is out of range.
     """
-    names = tuple(name for stage in net.stages for name in stage.layers)
+    names = tuple(n for stage in net.stages for n in stage.layers if n != TIME)
     wanted: set[str] = set()
     for layer in layers:
-        if layer == "mid":
+        if layer == TIME and any(TIME in stage.layers for stage in net.stages):
+            wanted.add(TIME)
+        elif layer == "mid":
             wanted.update(net.middle)
         elif layer == "all":
             wanted.update(names)
@@ -138,4 +147,4 @@ def choose_layers(layers: Layers, net: Staged) -> tuple[str, ...]:
                 f"layers has {layer!r}, but {problem}; the names are 'mid', 'all', "
                 f"{', '.join(names)}"
             )
-    return tuple(name for name in names if name in wanted)
+    return tuple(name for name in (TIME, *names) if name in wanted)

@@ -24,6 +24,7 @@ class Treat:
     scale: float = 1.0
     tau: float = 2.5
     alpha: float = 0.25
+    noise: torch.Tensor | None = None  # on the time embedding, [B, width]
     record: dict | None = None  # layer -> (z, map), written
 
     def at(self, layer):
@@ -67,7 +68,8 @@ def dit(net, x, t, cond, treat=PLAIN, nag=PLAIN):
     h = F.linear(h, net.patches.weight, net.patches.bias)
     h = h + position_embedding(grid, net.width, x.device).to(x.dtype)
     e = net.time(time_embedding(t * net.time_scale).to(x.dtype))
-    e = F.silu(e + net.labels(cond))
+    raw = e + net.labels(cond)
+    e = F.silu(raw)
 
     def modulate(y, shift, scale):
         return F.layer_norm(y, y.shape[-1:], eps=1e-6) * (1 + scale) + shift
@@ -77,11 +79,15 @@ def dit(net, x, t, cond, treat=PLAIN, nag=PLAIN):
             continue
         if treat.at(block.name) == "shuffle":
             h = h[torch.arange(len(h)).unsqueeze(1), treat.order[block.name]]
-        a, b, c, d, f, g = block.modulation.parts[0](e).unsqueeze(1).chunk(6, -1)
+        now = e
+        if treat.at(block.name) == "time" or "time" in treat.layers:
+            now = F.silu(raw + treat.noise)
+        a, b, c, d, f, g = block.modulation.parts[0](now).unsqueeze(1).chunk(6, -1)
         h = h + c * attention(block.attention, modulate(h, a, b), grid, treat, nag)
         up = F.gelu(F.linear(modulate(h, d, f), *block.up.matrix(0)), approximate="tanh")
         h = h + g * F.linear(up, *block.down.matrix(0))
-    shift, scale = net.modulation.parts[0](e).unsqueeze(1).chunk(2, -1)
+    last = F.silu(raw + treat.noise) if "time" in treat.layers else e
+    shift, scale = net.modulation.parts[0](last).unsqueeze(1).chunk(2, -1)
     out = F.linear(modulate(h, shift, scale), net.out.weight, net.out.bias)
     return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, grid), net.patch)
 

@@ -19,7 +19,7 @@ def degraded_offset(
     x: Tensor,
     prediction: Tensor,
     table: Tensor,
-    level: Tensor,
+    alpha: Tensor,
     attention: tuple[Tensor, tuple[int, int]] | None,
     seeds: Tensor | None,
 ) -> Tensor:
@@ -28,7 +28,8 @@ def degraded_offset(
 
     Args:
         prediction: the source's, `[B, C, H, W]`.
-        table, level: this evaluation's rows of `Plan.table` and `Plan.degrade`.
+        table: this evaluation's row of `Plan.table`.
+        alpha: of the level, a scalar tensor.
         attention: the column sums `[B, N]` of the layer that makes the mask, and its grid.
         seeds: int64 `[B]`, fresh at this evaluation.
     """
@@ -41,7 +42,7 @@ def degraded_offset(
     mask = mask_of(settings, clamped, attention, seeds)
     if mask is not None:
         change = change * mask
-    return level[0] * (change + clamped - clean)
+    return alpha * (change + clamped - clean)
 
 
 def blur_settings(settings: Degraded, height: int, width: int) -> tuple[float, int]:

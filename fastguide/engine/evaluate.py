@@ -2,47 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from fastguide import ops
 from fastguide.engine.degrade import degraded_offset
 from fastguide.engine.pattern import Pattern
-from fastguide.engine.plan import Plan
+from fastguide.engine.plan import Fact, Plan
 from fastguide.engine.program import Program, RowMode, make_program
 from fastguide.engine.rows import Context, bind, run_program
-from fastguide.guidance.base import Branch, Condition
+from fastguide.guidance.base import POSITIVE, Branch, Condition, Other
 from fastguide.staged import Normalized
 
 VARIANCE = Branch("cond", head=1)  # the second part of the output, whatever it means
+Nets = Mapping[Other | None, Any]  # None is the network that is sampled
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the networks take as `cond`.
+
+    Args:
+        fixed: for each network, for each condition that is the same all along.
+        drawn: the random condition, from seeds int64 `[B]`; None where the guidance has none.
+    """
+
+    fixed: Mapping[Other | None, Mapping[Condition, Any]]
+    drawn: Callable[[Tensor], Any] | None = None
+
+    def repeated(self, batch: int) -> Conditions:
+        """Those of one sample, for a batch of them, to measure time with: nothing is drawn."""
+        fixed = {
+            net: {name: _repeated(value, batch) for name, value in one.items()}
+            for net, one in self.fixed.items()
+        }
+        drawn = None if self.drawn is None else lambda _: fixed[None]["cond"]
+        return Conditions(fixed, drawn)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass: its rows, the first of which says what is special about it, and their program."""
+
+    rows: tuple[Branch, ...]
+    program: Program
+
+    @property
+    def draws_condition(self) -> bool:
+        """Whether a row has a random condition."""
+        return any(row.cond == "random" for row in self.rows)
 
 
 @dataclass(frozen=True)
 class Passes:
-    """The programs of one pattern: the first pass, and one for each degraded input."""
+    """The first pass of a pattern, and those after it: degraded inputs, other networks."""
 
-    first: Program
-    others: tuple[tuple[Branch, Program], ...] = ()
+    first: Pass
+    others: tuple[Pass, ...] = ()
+
+    @property
+    def all(self) -> tuple[Pass, ...]:
+        """All of them."""
+        return (self.first, *self.others)
 
     @property
     def inputs(self) -> int:
         """How many copies of x the first pass is given."""
-        return self.first.inputs
+        return self.first.program.inputs
 
     @property
     def draws(self) -> bool:
         """Whether anything is drawn beside the update's noise."""
-        programs = (self.first, *(program for _, program in self.others))
-        masks = (branch.degraded.mask for branch, _ in self.others if branch.degraded)
-        return "random" in masks or any(program.draws for program in programs)
+        masks = [row.degraded.mask for one in self.others for row in one.rows if row.degraded]
+        drawn = (one.program.draws or one.draws_condition for one in self.all)
+        return "random" in masks or any(drawn)
 
 
-def make_passes(pattern: Pattern, net: Any, mode: RowMode = "batched") -> Passes:
-    """The programs of `pattern` for `net`."""
+def make_passes(pattern: Pattern, nets: Nets, mode: RowMode = "batched") -> Passes:
+    """The programs of `pattern` for `nets`."""
     first, *others = pattern.passes
     observe = [
         (str(layer), rows[0].source)
@@ -50,28 +92,34 @@ def make_passes(pattern: Pattern, net: Any, mode: RowMode = "batched") -> Passes
         if rows[0].degraded is not None
         for layer in rows[0].degraded.layers
     ]
+    after = []
+    for rows in others:
+        nag = pattern.nag if rows[0].net is None else None
+        after.append(Pass(rows, make_program(rows, nets[rows[0].net], nag, (), mode)))
     return Passes(
-        make_program(first, net, pattern.nag, observe, mode),
-        tuple((rows[0], make_program(rows, net, pattern.nag, (), mode)) for rows in others),
+        Pass(first, make_program(first, nets[None], pattern.nag, observe, mode)), tuple(after)
     )
 
 
 class Evaluate:
-    """The evaluations of one run: `evaluate(e, pattern, x, state, outputs)`."""
+    """The evaluations of one run, in order: `evaluate(e, pattern, x, state, outputs)`."""
 
     def __init__(
         self,
         plan: Plan,
         passes: Mapping[Pattern, Passes],
-        conditions: Mapping[Condition, Any],
+        conditions: Conditions,
         seeds: Tensor,
         dtype: torch.dtype,
     ) -> None:
-        self.plan, self.passes, self.seeds, self.dtype = plan, passes, seeds, dtype
-        self.conds = {
-            pattern: [bind(program, conditions) for program in _programs(one)]
-            for pattern, one in passes.items()
-        }
+        self.plan, self.passes, self.conditions = plan, passes, conditions
+        self.seeds, self.dtype = seeds, dtype
+        self.deltas: dict[Branch, Tensor] = {}  # what is held
+        self.bound: dict[int, list[dict[int, Any]]] = {}
+        for of_pattern in passes.values():
+            for one in of_pattern.all:
+                if not one.draws_condition:
+                    self.bound[id(one)] = bind(one.program, conditions.fixed[one.rows[0].net])
 
     def __call__(
         self, e: int, pattern: Pattern, x: Tensor, state: Tensor, outputs: int
@@ -84,40 +132,106 @@ class Evaluate:
             state: x in fp32 and unscaled, `[B, *shape]`.
             outputs: parts of the network's output along its channels.
         """
-        plan, passes, conds = self.plan, self.passes[pattern], self.conds[pattern]
+        passes = self.passes[pattern]
         seeds = ops.derive_seeds(self.seeds, e) if passes.draws else None
-        nag = None
-        if pattern.nag is not None:
-            nag = Normalized(plan.nag[e], pattern.nag.tau, pattern.nag.alpha)
-        context, t = Context(seeds, nag), plan.times[e]
-        batch, shape = state.shape[0], (outputs * state.shape[1], *state.shape[2:])
-        found = run_program(passes.first, x, t, conds[0], batch, shape, context)
-        parts = {}
-        for rows, output in found.items():
-            for head, part in enumerate(output.chunk(outputs, 1)):
-                parts[Branch(rows.cond, head, rows.how, rows.layers)] = part
-        for (branch, program), bound in zip(passes.others, conds[1:], strict=True):
-            settings = branch.degraded
-            assert settings is not None
-            observed = context.observed.get((*settings.layers, branch.source))
-            offset = degraded_offset(
-                settings,
-                state,
-                parts[branch.source],
-                plan.table[e],
-                plan.degrade[e],
-                observed,
-                seeds,
+        parts = self._first(e, pattern, passes.first, x, seeds, state.shape, outputs)
+        positive = parts[POSITIVE]
+        for one in passes.others:
+            found = (
+                self._other(e, one, x, seeds, state.shape)
+                if one.rows[0].net is not None
+                else self._degraded(e, pattern, one, parts, state, seeds, outputs)
             )
-            given = ((state + offset) * plan.degrade[e, 2]).to(self.dtype)
-            given = given.repeat(program.inputs, *[1] * (given.ndim - 1))
-            again = Context(seeds, nag)
-            output = run_program(program, given, t, bound, batch, shape, again)[branch]
-            prediction = output[:, : state.shape[1]]
-            moved = prediction.float() + plan.degrade[e, 1] * offset
-            parts[branch] = moved.to(prediction.dtype)
+            parts[one.rows[0]] = found.to(positive.dtype)
+        for branch in pattern.branches:
+            if branch in pattern.held:
+                parts[branch] = positive - self.deltas[branch]
+            elif branch.every > 1:
+                parts[branch] = parts[branch.at_once]
+                self.deltas[branch] = positive - parts[branch]
         return parts
 
+    def _run(
+        self,
+        e: int,
+        one: Pass,
+        x: Tensor,
+        shape: tuple[int, ...],
+        context: Context,
+    ) -> dict[Branch, Tensor]:
+        """One pass, x `[B, *]` or the copies that the program takes."""
+        batch = self.seeds.shape[0]
+        if one.draws_condition:
+            assert self.conditions.drawn is not None
+            assert context.seeds is not None
+            drawn = self.conditions.drawn(context.seeds)
+            bound = bind(one.program, {**self.conditions.fixed[None], "random": drawn})
+        else:
+            bound = self.bound[id(one)]
+        if x.shape[0] != one.program.inputs * batch:
+            x = x[:batch].repeat(one.program.inputs, *[1] * (x.ndim - 1))
+        return run_program(one.program, x, self.plan.times[e], bound, batch, shape, context)
 
-def _programs(passes: Passes) -> list[Program]:
-    return [passes.first, *(program for _, program in passes.others)]
+    def _context(self, e: int, pattern: Pattern, seeds: Tensor | None) -> Context:
+        plan, nag = self.plan, None
+        if pattern.nag is not None:
+            nag = Normalized(plan.nag[e], pattern.nag.tau, pattern.nag.alpha)
+        return Context(seeds, plan.facts[e, Fact.TIME], nag)
+
+    def _first(
+        self,
+        e: int,
+        pattern: Pattern,
+        one: Pass,
+        x: Tensor,
+        seeds: Tensor | None,
+        shape: torch.Size,
+        outputs: int,
+    ) -> dict[Branch, Tensor]:
+        self.context = self._context(e, pattern, seeds)
+        whole = (outputs * shape[1], *shape[2:])
+        return {
+            rows.with_head(head): part
+            for rows, output in self._run(e, one, x, whole, self.context).items()
+            for head, part in enumerate(output.chunk(outputs, 1))
+        }
+
+    def _degraded(
+        self,
+        e: int,
+        pattern: Pattern,
+        one: Pass,
+        parts: Mapping[Branch, Tensor],
+        state: Tensor,
+        seeds: Tensor | None,
+        outputs: int,
+    ) -> Tensor:
+        """The prediction for the degraded input, moved to where it has the same eps at x."""
+        plan, branch = self.plan, one.rows[0]
+        settings = branch.degraded
+        assert settings is not None
+        observed = self.context.observed.get((*settings.layers, branch.source))
+        alpha, table = plan.facts[e, Fact.ALPHA], plan.table[e]
+        source = parts[branch.source]
+        offset = degraded_offset(settings, state, source, table, alpha, observed, seeds)
+        x = ((state + offset) * plan.facts[e, Fact.INPUT_SCALE]).to(self.dtype)
+        whole = (outputs * state.shape[1], *state.shape[2:])
+        output = self._run(e, one, x, whole, self._context(e, pattern, seeds))[branch]
+        return output[:, : state.shape[1]].float() + plan.facts[e, Fact.MOVE] * offset
+
+    def _other(
+        self, e: int, one: Pass, x: Tensor, seeds: Tensor | None, shape: torch.Size
+    ) -> Tensor:
+        """The prediction of another network."""
+        branch = one.rows[0]
+        assert branch.net is not None
+        whole = (branch.net.model.outputs * shape[1], *shape[2:])
+        context = Context(seeds, self.plan.facts[e, Fact.TIME])
+        return self._run(e, one, x, whole, context)[branch][:, : shape[1]]
+
+
+def _repeated(cond: Any, batch: int) -> Any:
+    def repeat(leaf: Any) -> Any:
+        return leaf.repeat(batch, *[1] * (leaf.ndim - 1)) if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(repeat, cond)

@@ -6,16 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastguide.engine.evaluate import Evaluate, Passes
+from fastguide.engine.evaluate import Conditions, Evaluate, Passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import Plan
 from fastguide.engine.program import RowMode
-from fastguide.guidance.base import Condition
 
 ROUNDS = 3
 
@@ -23,7 +21,7 @@ ROUNDS = 3
 def measure_rows(
     plan: Plan,
     choices: Mapping[RowMode, Mapping[Pattern, Passes]],
-    conditions: Mapping[Condition, Any],
+    conditions: Conditions,
     seeds: Tensor,
     shape: tuple[int, ...],
     dtype: torch.dtype,

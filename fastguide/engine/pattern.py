@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fastguide.guidance.base import POSITIVE, Branch, Guidance
-from fastguide.perturbation import Layers
+from fastguide.perturbation import Layers, NoisyTime
 from fastguide.process import Level
+from fastguide.staged import TIME
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,22 @@ class Nag:
 
 @dataclass(frozen=True)
 class Pattern:
-    """The branches that are active at an evaluation, the positive one first."""
+    """The branches that are active at an evaluation, the positive one first; `held` are those whose
+    delta is that of an earlier evaluation.
+    """
 
     branches: tuple[Branch, ...]
     nag: Nag | None = None
+    held: frozenset[Branch] = frozenset()
 
     @property
     def passes(self) -> tuple[tuple[Branch, ...], ...]:
-        """The rows of each pass: one block of B rows each. The first pass, then one for each
-        degraded input.
+        """The rows of each pass: one block of B rows each. The first pass, then one for each other
+        network and for each degraded input.
         """
-        first = [b.source if b.degraded else b.rows for b in self.branches]
-        degraded = dict.fromkeys(b.rows for b in self.branches if b.degraded)
+        computed = [branch for branch in self.branches if branch not in self.held]
+        first = [b.source if b.degraded else b.rows for b in computed if b.net is None]
+        degraded = dict.fromkeys(b.rows for b in computed if b.degraded)
         others: list[tuple[Branch, ...]] = [(rows,) for rows in degraded]
         if self.nag is not None:
             first.append(Branch("negative"))
@@ -43,6 +48,7 @@ class Pattern:
                 (*rows, replace(rows[0], cond="negative")) if rows[0].cond == "cond" else rows
                 for rows in others
             ]
+        others += [(rows,) for rows in dict.fromkeys(b.rows for b in computed if b.net)]
         return (tuple(dict.fromkeys(first)), *others)
 
     @property
@@ -82,8 +88,9 @@ def make_patterns(
         if branch.degraded:  # where alpha is 0, x holds nothing of the image that could be degraded
             weights = weights * torch.tensor([[float(at.alpha > 0)] for at in levels])
         totals[branch] = totals.get(branch, 0.0) + weights
-    plain = {branch: w for branch, w in totals.items() if branch.rows == branch.source}
+    plain = {branch: w for branch, w in totals.items() if _is_plain(branch)}
     totals = {**plain, **totals}
+    age = dict.fromkeys(totals, 0)  # evaluations since the branch became active
     nags, nag_scales = _nags(guidance, levels, batch, choose)
     patterns, packed = [], []
     for e in range(len(levels)):
@@ -92,16 +99,25 @@ def make_patterns(
             for i, (branch, w) in enumerate(totals.items())
             if bool(w[e].any()) or (i == 0 and needed[e] and branch in plain)
         }
-        patterns.append(Pattern((POSITIVE, *on), nags[e]))
+        held = frozenset(branch for branch in on if age[branch] % branch.every)
+        age = {branch: age[branch] + 1 if branch in on else 0 for branch in totals}
+        patterns.append(Pattern((POSITIVE, *on), nags[e], held))
         ones = torch.ones(batch or 1, dtype=torch.float64)
         packed.append(torch.stack([ones, *on.values()], dim=1))
     return patterns, packed, nag_scales, batch
+
+
+def _is_plain(branch: Branch) -> bool:
+    """Whether it is a clean prediction of the network itself."""
+    return branch.rows == branch.source
 
 
 def _chosen(branch: Branch, choose: Callable[[Layers], tuple[str, ...]]) -> Branch:
     """The branch with its layers by name."""
     if branch.layers:
         branch = replace(branch, layers=choose(branch.layers))
+        if TIME in branch.layers and not isinstance(branch.how, NoisyTime):
+            raise ValueError(f"layers has {TIME!r}, but only TSG perturbs the time embedding")
     if branch.degraded and branch.degraded.layers:
         names = choose(branch.degraded.layers)
         if len(names) != 1:

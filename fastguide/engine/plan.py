@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -23,6 +24,19 @@ from fastguide.table import Column, Extra
 from fastguide.threshold import DynamicThreshold
 
 PREVIEW = "preview"
+
+
+class Fact(IntEnum):
+    """What an evaluation's passes may need to know of its level: columns of `Plan.facts`.
+
+    ALPHA; MOVE, what a prediction at x + dx is to be given per dx to have the same eps at x; the
+    INPUT_SCALE of the network's input; TIME, sigma / (alpha + sigma).
+    """
+
+    ALPHA = 0
+    MOVE = 1
+    INPUT_SCALE = 2
+    TIME = 3
 
 
 @dataclass(frozen=True)
@@ -55,8 +69,7 @@ class Plan:
         weights: `[E, B or 1, K]`, the active branches of each row packed to the front.
         times: `[E]`: the network's time of each row.
         nag: `[E, B or 1]`: NAG's scale.
-        degrade: `[E, 3]`: what a pass on a degraded input needs to know of the level
-            (`fastguide.engine.degrade`).
+        facts: `[E, 4]`: of the level; the columns are `Fact`.
         index: `[E]` int64: 0 ... E - 1, for the kernels.
         batch: the number of samples, where the guidance holds one value per sample.
         threshold: bounds the denoised image per sample, or None.
@@ -68,7 +81,7 @@ class Plan:
     weights: Tensor
     times: Tensor
     nag: Tensor
-    degrade: Tensor
+    facts: Tensor
     index: Tensor
     batch: int | None
     threshold: DynamicThreshold | None = None
@@ -142,10 +155,8 @@ def make_plan(
     packed = torch.zeros(
         len(updates), batch or 1, max(len(p.branches) for p in patterns), dtype=torch.float64
     )
-    nag, degrade = (
-        torch.ones(len(updates), batch or 1).double(),
-        torch.zeros(len(updates), 3).double(),
-    )
+    nag = torch.ones(len(updates), batch or 1, dtype=torch.float64)
+    facts = torch.zeros(len(updates), len(Fact), dtype=torch.float64)
     rows, written, evaluation = [], {"x"}, 0
     for e, update in enumerate(updates):
         pattern = None
@@ -155,8 +166,7 @@ def make_plan(
             packed[e, :, : len(pattern.branches)] = weights[evaluation]
             a, b = prediction.denoised(update.at)
             table[e, Column.OF_X], table[e, Column.OF_PREDICTION] = a, b
-            if any(branch.degraded for branch in pattern.branches):
-                degrade[e] = torch.tensor(_degrade(update.at, a, b, scales[e])).double()
+            facts[e] = torch.tensor(_facts(update.at, a, b, scales[e]), dtype=torch.float64)
             evaluation += 1
         table[e, Column.LOW], table[e, Column.HIGH] = low, high
         following = scales[e + 1] if e + 1 < len(updates) else 1.0
@@ -189,7 +199,7 @@ def make_plan(
         weights=packed.to(device, dtype),
         times=torch.tensor(times, dtype=torch.float64).to(device, dtype),
         nag=nag.to(device, dtype),
-        degrade=degrade.to(device, dtype),
+        facts=facts.to(device, dtype),
         index=torch.arange(len(updates), device=device),
         batch=batch,
         threshold=threshold,
@@ -229,6 +239,8 @@ def _check_maps(solver: Solver, update: Update, maps: dict[str, Map], written: s
                 )
 
 
-def _degrade(at: Level, of_x: float, of_prediction: float, scale: float) -> tuple[float, ...]:
+def _facts(at: Level, of_x: float, of_prediction: float, scale: float) -> list[float]:
     # sigma eps = (1 - alpha a) x - alpha b p: at x, p + move dx has the eps that p has at x + dx
-    return at.alpha, -(1 - at.alpha * of_x) / (at.alpha * of_prediction), scale
+    gain = at.alpha * of_prediction
+    move = 0.0 if gain == 0.0 else -(1 - at.alpha * of_x) / gain
+    return [at.alpha, move, scale, at.sigma / (at.alpha + at.sigma)]

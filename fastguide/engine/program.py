@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from fastguide.engine.pattern import Nag
 from fastguide.guidance.base import Branch
-from fastguide.perturbation import Shuffled, Skipped
+from fastguide.perturbation import NoisyTime, Shuffled, Skipped
 from fastguide.staged import Segment, Stage, Staged
 
 RowMode = Literal["batched", "sequential"]
@@ -66,7 +66,7 @@ class Program:
     def draws(self) -> bool:
         """Whether a layer draws something."""
         return any(
-            isinstance(segment.how, Shuffled)
+            isinstance(segment.how, (NoisyTime, Shuffled))
             for batch in self.batches
             for step in batch.steps
             for segments in step.segments.values()
@@ -128,8 +128,8 @@ class _Layout:
         first = next(
             (i for i, s in enumerate(self.stages) if set(s.layers) & set(block.layers)), self.stem
         )
-        if block.layers and first >= self.stem and block.source in rows:
-            return first, block.source
+        if block.source == rows[0] or (block.source in rows and first > self.stem):
+            return first, block.source  # which has begun before
         return min(first, self.stem), rows[0]
 
     def batched(
@@ -175,7 +175,7 @@ class _Layout:
                 for name, block in self.observe
                 if name == layer and block in treated
             )
-            found = self.segments(layer, treated)
+            found = self.segments(stage, layer, treated)
             if wanted:
                 observe[layer] = wanted
             if wanted or found != (Segment(0, len(treated)),):
@@ -194,11 +194,13 @@ class _Layout:
             )
         return skipped
 
-    def segments(self, layer: str, rows: Sequence[Branch]) -> tuple[Segment, ...]:
+    def segments(self, stage: Stage, layer: str, rows: Sequence[Branch]) -> tuple[Segment, ...]:
         """All blocks in order, neighbours that are treated alike together."""
         found: list[Segment] = []
         for i, block in enumerate(rows):
             how = block.how if layer in block.layers else None
+            if isinstance(how, NoisyTime) and not stage.timed:
+                raise ValueError(f"layers has {layer!r}, but it reads no time embedding")
             against = None
             if self.nag is not None and layer in self.nag.layers and block.cond == "cond":
                 negative = Branch("negative", degraded=block.degraded)

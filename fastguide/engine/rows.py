@@ -22,6 +22,7 @@ class Context:
     """What layers may need beside their rows; see `fastguide.staged.Routing`."""
 
     seeds: Tensor | None = None
+    time: Tensor | None = None
     nag: Normalized | None = None
     observed: Observed = field(default_factory=dict)
 
@@ -75,7 +76,9 @@ def run_program(
 def _run(step: Step, state: Any, cond: Any, batch: int, context: Context) -> Any:
     routing = PLAIN
     if step.segments:
-        routing = Routing(step.segments, context.seeds, context.nag, step.observe, context.observed)
+        routing = Routing(
+            step.segments, context.seeds, context.time, context.nag, step.observe, context.observed
+        )
     if step.kept is None:
         return step.stage.run(state, cond, routing)
     if not step.kept:

@@ -5,16 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastguide import ops
-from fastguide.engine.evaluate import VARIANCE, Evaluate, Passes
+from fastguide.engine.evaluate import VARIANCE, Conditions, Evaluate, Passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import PREVIEW, Plan, Row
-from fastguide.guidance.base import Condition
 from fastguide.process import Level
 
 
@@ -41,13 +39,13 @@ class Inputs:
     """What one run is given: all on the plan's device.
 
     Args:
-        conditions: what the network takes as `cond`, for each condition that the plan names.
+        conditions: what the networks take as `cond`.
         seeds: int64 `[B]`.
         noise: fp32 `[B, *shape]` for the start, or None: drawn from the seeds.
         step_noise: fp32 `[B, *shape]` for each update that draws, in order, or None.
     """
 
-    conditions: Mapping[Condition, Any]
+    conditions: Conditions
     seeds: Tensor
     noise: Tensor | None = None
     step_noise: Sequence[Tensor] | None = None

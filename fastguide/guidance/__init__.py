@@ -4,19 +4,24 @@ from fastguide.guidance.base import POSITIVE, Branch, Guidance, Term
 from fastguide.guidance.cfg import CFG, Superconditioning
 from fastguide.guidance.layers import PAG, SEG, SLG, STG, TPG
 from fastguide.guidance.nag import NAG
+from fastguide.guidance.others import ICG, SIMS, TSG, AutoGuidance
 from fastguide.guidance.sag import SAG
 from fastguide.guidance.schedule import Schedule, constant, cosine, interval, linear
 
 __all__ = [
     "CFG",
+    "ICG",
     "NAG",
     "PAG",
     "POSITIVE",
     "SAG",
     "SEG",
+    "SIMS",
     "SLG",
     "STG",
     "TPG",
+    "TSG",
+    "AutoGuidance",
     "Branch",
     "Guidance",
     "Schedule",

@@ -4,27 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fastguide.guidance.schedule import Schedule, values_of
+from fastguide.model import Model
 from fastguide.perturbation import Degraded, Layers, Perturbation
 from fastguide.process import Level
 
 Amount = float | Schedule | Callable[[Level], float] | Tensor
 Factor = Schedule | Callable[[Level], float] | None
-Condition = Literal["cond", "negative"]
+Condition = Literal["cond", "negative", "random"]
+
+
+@dataclass(frozen=True)
+class Other:
+    """Another network; `key` is the identity of `model`, so that one that is named twice runs
+    once.
+    """
+
+    key: int
+    model: Model = field(compare=False)
+
+    @classmethod
+    def of(cls, model: Model) -> Other:
+        """The network of `model`."""
+        return cls(id(model), model)
 
 
 @dataclass(frozen=True)
 class Branch:
     """One prediction: the output head `head` of the network run under the condition `cond`.
 
-    "negative" is the negative condition, or the null one where none is given. Head 1 comes from the
-    same pass as head 0. `how` is done to `layers`; `degraded` to the input, after the first pass.
+    "negative" is the negative condition, or the null one where none is given; "random" is drawn
+    anew at each evaluation. Head 1 comes from the same pass as head 0. `how` is done to `layers`;
+    `degraded` to the input, after the first pass; `net` is another network. The delta is computed
+    at each `every`-th evaluation and held between.
     """
 
     cond: Condition = "cond"
@@ -32,11 +50,22 @@ class Branch:
     how: Perturbation | None = None
     layers: Layers = ()
     degraded: Degraded | None = None
+    net: Other | None = None
+    every: int = 1
 
     @property
     def rows(self) -> Branch:
         """The block of rows that the branch is a view of."""
-        return replace(self, head=0)
+        return replace(self, head=0, every=1)
+
+    @property
+    def at_once(self) -> Branch:
+        """The same, whenever it is computed."""
+        return replace(self, every=1)
+
+    def with_head(self, head: int) -> Branch:
+        """Another head of the same rows."""
+        return replace(self, head=head)
 
     @property
     def source(self) -> Branch:
@@ -66,6 +95,9 @@ class Term:
     sign: float = 1.0
 
     def __post_init__(self) -> None:
+        every = self.branch.every
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every is {every!r}, but it should be an integer, 1 or more")
         if isinstance(self.amount, Tensor):
             if self.amount.ndim != 1 or not self.amount.is_floating_point():
                 raise ValueError(

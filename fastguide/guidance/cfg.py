@@ -16,16 +16,20 @@ class CFG(Guidance):
     Args:
         scale: 1 is off. A number, a schedule of scales, or one scale per sample `[B]`.
         schedule: factor on `scale - 1`, e.g. `interval(0.3, 2.9)`; at 0 the second row is not run.
+        every: the delta is computed at each `every`-th evaluation and held between.
     """
 
     scale: Amount
     schedule: Factor = None
+    every: int = 1
 
     def __post_init__(self) -> None:
         self.terms()
 
     def terms(self) -> tuple[Term, ...]:
-        return (Term(Branch("negative"), self.scale, 1.0, "scale", self.schedule),)
+        return (
+            Term(Branch("negative", every=self.every), self.scale, 1.0, "scale", self.schedule),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +40,11 @@ class Superconditioning(Guidance):
 
     scale: Amount
     schedule: Factor = None
+    every: int = 1
 
     def __post_init__(self) -> None:
         self.terms()
 
     def terms(self) -> tuple[Term, ...]:
-        return (Term(Branch("cond", head=1), self.scale, 1.0, "scale", self.schedule),)
+        branch = Branch("cond", head=1, every=self.every)
+        return (Term(branch, self.scale, 1.0, "scale", self.schedule),)

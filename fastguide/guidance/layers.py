@@ -2,13 +2,14 @@
 
 All are `d + weight (d - d_perturbed)`, weight 0 is off. `layers` is a name, an index, "mid", "all",
 or a list of names and indices (`fastguide info MODEL` lists them). `of="negative"` perturbs the
-negative rows instead: `weight (d_negative - d_perturbed)` is then added.
+negative rows instead: `weight (d_negative - d_perturbed)` is then added. With `every=k` the delta
+is computed at each k-th evaluation and held between.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fastguide.guidance.base import Amount, Branch, Condition, Factor, Guidance, Term
@@ -29,7 +30,8 @@ def terms_of(branch: Branch, weight: Amount, schedule: Factor) -> tuple[Term, ..
     terms = (Term(branch, weight, 0.0, "weight", schedule),)
     if branch.cond == "cond":
         return terms
-    return (*terms, Term(branch.source, weight, 0.0, "weight", schedule, sign=-1.0))
+    source = replace(branch.source, every=branch.every)
+    return (*terms, Term(source, weight, 0.0, "weight", schedule, sign=-1.0))
 
 
 def check_of(of: str) -> None:
@@ -46,6 +48,7 @@ class _Layered(Guidance):
     layers: Any = "mid"
     schedule: Factor = None
     of: Condition = "cond"
+    every: int = 1
 
     def __post_init__(self) -> None:
         check_of(self.of)
@@ -56,7 +59,9 @@ class _Layered(Guidance):
         raise NotImplementedError
 
     def terms(self) -> tuple[Term, ...]:
-        branch = Branch(self.of, how=self.perturbation(), layers=as_layers(self.layers))
+        branch = Branch(
+            self.of, how=self.perturbation(), layers=as_layers(self.layers), every=self.every
+        )
         return terms_of(branch, self.weight, self.schedule)
 
 

@@ -42,6 +42,7 @@ class SAG(Guidance):
     share: float = 0.5
     schedule: Factor = None
     of: Condition = "cond"
+    every: int = 1
 
     def __post_init__(self) -> None:
         check_of(self.of)
@@ -56,4 +57,6 @@ class SAG(Guidance):
             self.share,
             as_layers(self.layers) if self.mask == "attention" else (),
         )
-        return terms_of(Branch(self.of, degraded=degraded), self.weight, self.schedule)
+        return terms_of(
+            Branch(self.of, degraded=degraded, every=self.every), self.weight, self.schedule
+        )

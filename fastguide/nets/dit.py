@@ -11,14 +11,15 @@ from torch.nn import functional as F
 
 from fastguide.nets.attention import SelfAttention, shuffled
 from fastguide.nets.linear import joined
-from fastguide.staged import PLAIN, Routing, Stage, run_stages
+from fastguide.nets.timed import timed
+from fastguide.staged import PLAIN, TIME, Routing, Stage, run_stages
 
 
 class DiTState(NamedTuple):
     """What flows from stage to stage; the tensors are batch-first, `grid` is shared by all rows."""
 
     tokens: Tensor  # [B, h w, width]
-    embedding: Tensor  # [B, parts, width / parts]: time and conditions
+    embedding: Tensor  # [B, parts, width / parts]: time and conditions, before their SiLU
     grid: tuple[int, int]
 
 
@@ -129,12 +130,12 @@ class DiT(nn.Module):
     def stages(self) -> tuple[Stage, ...]:
         """Patches, condition, blocks, head (`fastguide.staged`)."""
         blocks = (
-            Stage(name, block, (name,), skippable=True)
+            Stage(name, block, (name,), timed=True, skippable=True)
             for name, block in zip(self.block_names, self.blocks, strict=True)
         )
         return (
             Stage("patches", self.embed),
-            Stage("condition", self.condition, cond=True),
+            Stage("condition", self.condition, (TIME,), cond=True, timed=True),
             *blocks,
             Stage("head", self.head),
         )
@@ -173,7 +174,7 @@ class DiT(nn.Module):
             if self.negative_labels is not None:
                 added[0] = added[0] + self.negative_labels(self._or_null(second, batch, device))
             embedding = embedding + torch.stack(added, 1)
-        return state._replace(embedding=F.silu(embedding))
+        return state._replace(embedding=timed(embedding, TIME, routing))
 
     def _or_null(self, labels: Tensor | None, batch: int, device: torch.device) -> Tensor:
         return torch.full((batch,), self.classes, device=device) if labels is None else labels
@@ -207,7 +208,8 @@ class Block(nn.Module):
         """One stage."""
         parts = self.parts
         tokens = shuffled(state.tokens, self.name, routing)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(state.embedding)
+        embedding = timed(state.embedding, self.name, routing)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(embedding)
         normal = modulate(tokens, shift_a, scale_a, parts)
         tokens = tokens + gate_a * self.attention(normal, state.grid, routing)
         hidden = self.up(modulate(tokens, shift_m, scale_m, parts))
@@ -227,6 +229,7 @@ class Modulation(nn.Module):
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, ...]:
         """From `[B, parts, width / parts]`."""
+        embedding = F.silu(embedding)
         vectors = [
             part(embedding[:, i]).unflatten(-1, (self.count, -1))
             for i, part in enumerate(self.parts)
