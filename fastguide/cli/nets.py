@@ -31,7 +31,9 @@ def make_process(prediction: str, betas: str) -> VP | EDM | Flow:
     """The process that the networks with this prediction are trained on."""
     from fastguide.process import EDM, VP, Flow
 
-    return {"flow": Flow(), "edm": EDM()}.get(prediction, VP(betas))  # type: ignore[arg-type]
+    if prediction == "flow":
+        return Flow()
+    return EDM() if prediction == "edm" else VP(betas)  # type: ignore[arg-type]
 
 
 def make_dit(

@@ -66,17 +66,19 @@ def train(
     from fastguide.process import Prediction
     from fastguide.training import TrainConfig, load_images
     from fastguide.training import train as run
+    from fastguide.training.trainable import Trainable
 
     dtypes = {"fp32": torch.float32, "fp16": torch.float16}
     if dtype not in dtypes:
         raise ValueError(f"dtype is {dtype!r}, but it should be one of {', '.join(dtypes)}")
     nets.check_options(net, [name for name in context.params if _given(context, name)])
     images = load_images(data, names=tuple(filter(None, names.split(","))))
+    network: Trainable
     if net == "dit":
         network, recipe = nets.make_dit(
             images,
             prediction,
-            width=width or 192,
+            width=192 if width is None else width,
             depth=depth,
             patch=patch,
             attention_heads=attention_heads,
@@ -90,7 +92,7 @@ def train(
         network, recipe = nets.make_unet(
             images,
             prediction,
-            width=width or 64,
+            width=64 if width is None else width,
             multipliers=multipliers,
             res_blocks=res_blocks,
             attention=attention,
