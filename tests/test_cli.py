@@ -105,7 +105,7 @@ def test_train_a_unet_then_sample_with_its_variance(tmp_path):
     options = ["--solver", "ddpm:variance=learned", "--steps", 3, "--seeds", "0-2"]
     done = fastguide("sample", tmp_path / "out", "--out", tmp_path / "x.png", *options)
     assert done.returncode == 0, done.stderr
-    assert "3 network rows" not in done.stdout  # CFG: two rows at each of the steps
+    assert "6 network rows each" in done.stdout  # CFG: two at each step
     assert (tmp_path / "x.png").exists()
 
 

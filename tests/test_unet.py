@@ -259,9 +259,10 @@ def test_shuffled_tokens_are_the_layers_input_residual_included():
         assert sorted(distance.argmin(1).tolist()) == list(range(24))
 
 
-def test_pixels_and_tokens_are_views_of_channels_last_memory():
-    net = randomised(channels=3)
-    x, t, cond = inputs(channels=3)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_and_tokens_are_views_of_channels_last_memory(channels):
+    net = randomised(channels=channels)
+    x, t, cond = inputs(channels=channels)
     state = net.condition(net.embed((x, t)), cond)
     for stage in net.stages[2:-1]:
         state = stage.run(state, cond, PLAIN)
@@ -290,6 +291,7 @@ def test_norm_is_rounded_once(dtype, mean):
     scale, shift = torch.randn(2, 3, 24).to(dtype)
     out = norm(h.contiguous(memory_format=torch.channels_last), scale, shift)
     assert out.dtype == dtype
+    assert out.is_contiguous(memory_format=torch.channels_last)
     exact = F.group_norm(h.double(), 4, norm.weight.double(), norm.bias.double())
     exact = exact * (1 + scale.double()[:, :, None, None]) + shift.double()[:, :, None, None]
     rounding = torch.finfo(dtype).eps

@@ -185,9 +185,9 @@ class UNet(nn.Module):
         """The first convolution; time to an embedding."""
         x, t = inputs
         dtype = self.out.weight.dtype
-        h = self.input[0](x.to(dtype, memory_format=torch.channels_last))
+        h = self.input[0](x.to(dtype))
         time = self.time(time_embedding(t * self.time_scale, self.width).to(dtype))
-        return UNetState(h.contiguous(memory_format=torch.channels_last), time, ())
+        return UNetState(h, time, ())
 
     def condition(self, state: UNetState, cond: Any = None, routing: Routing = PLAIN) -> UNetState:
         """Add the condition to the embedding."""

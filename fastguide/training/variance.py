@@ -41,8 +41,7 @@ def bound_loss(
         + torch.expm1(small - log_variance)
         + difference.square() * torch.exp(-log_variance)
     )
-    bits = kl.flatten(1).mean(1) / math.log(2.0)
-    return torch.where(t > 0, process.timesteps / 1000 * bits, 0.0)
+    return process.timesteps / 1000 / math.log(2.0) * kl.flatten(1).mean(1)
 
 
 @lru_cache(maxsize=8)
@@ -51,7 +50,7 @@ def _table(process: VP, prediction: Prediction) -> Tensor:
     prediction; fp64 `[T, 3]`.
     """
     levels = [process.level(float(t)) for t in range(process.timesteps)]
-    rows = [(0.0, 0.0, 0.0)]
+    rows = [(0.0, 0.0, 0.0)]  # no loss and no gradient
     for to, now in pairwise(levels):
         large = transition_std(now, to)
         small = to.sigma / now.sigma * large
