@@ -127,7 +127,7 @@ def describe(
     shape: tuple[int, ...],
     class_names: tuple[str, ...],
 ) -> Model:
-    """The Model of one of our own class-conditional networks."""
+    """The Model of one of our own networks."""
     return Model(
         net=net,
         process=process,
@@ -137,6 +137,7 @@ def describe(
         heads=net.heads,
         negative=net.negative,
         class_names=class_names,
+        variance=net.variance,
     )
 
 

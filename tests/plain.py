@@ -92,6 +92,78 @@ def dit(net, x, t, cond, treat=PLAIN, nag=PLAIN):
     return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, grid), net.patch)
 
 
+def unet(net, x, t, cond, treat=PLAIN, nag=PLAIN, groups=4):
+    """The U-Net of two levels and one block a level, attention in the lower one, from its weights,
+    in plain memory.
+    """
+    w = net.state_dict()
+
+    def linear(name, z):
+        return z @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def conv(name, z):
+        padding = w[f"{name}.weight"].shape[-1] // 2
+        return F.conv2d(z, w[f"{name}.weight"], w[f"{name}.bias"], padding=padding)
+
+    def norm(name, z):
+        weight, bias = name if isinstance(name, tuple) else (w[f"{name}.weight"], w[f"{name}.bias"])
+        grouped = z.reshape(len(z), groups, -1)
+        mean = grouped.mean(2, keepdim=True)
+        variance = ((grouped - mean) ** 2).mean(2, keepdim=True)
+        normal = ((grouped - mean) / (variance + 1e-5).sqrt()).reshape(z.shape)
+        return normal * weight[:, None, None] + bias[:, None, None]
+
+    def silu(z):
+        return z / (1 + (-z).exp())
+
+    def residual(name, z, resample=lambda z: z):
+        h = conv(f"{name}.conv_in", resample(silu(norm(f"{name}.norm_in", z))))
+        scale, shift = linear(f"{name}.modulation", embedding)[:, :, None, None].chunk(2, 1)
+        h = silu(norm(f"{name}.norm_out", h) * (1 + scale) + shift)
+        z = resample(z)
+        z = conv(f"{name}.match", z) if f"{name}.match.weight" in w else z
+        return z + conv(f"{name}.conv_out", h)
+
+    def attend(module, z):
+        if treat.at(module.name) == "skip":
+            return z
+        b, c, height, width = z.shape
+        if treat.at(module.name) == "shuffle":
+            order = treat.order[module.name].unsqueeze(1).expand(b, c, -1)
+            z = z.flatten(2).gather(2, order).view(z.shape)
+        weight = module.norm.weight, module.norm.bias
+        tokens = norm(weight, z).reshape(b, c, -1).transpose(1, 2)
+        out = attention(module.attention, tokens, (height, width), treat, nag)
+        return z + out.transpose(1, 2).reshape(b, c, height, width)
+
+    def down(z):
+        return (z[..., ::2, ::2] + z[..., 1::2, ::2] + z[..., ::2, 1::2] + z[..., 1::2, 1::2]) / 4
+
+    def up(z):
+        return z.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    half = w["time.0.weight"].shape[1] // 2
+    rates = 10000.0 ** (-torch.arange(half, dtype=x.dtype) / half)
+    angles = t[:, None] * net.time_scale * rates
+    embedding = linear("time.0", torch.cat([angles.cos(), angles.sin()], 1))
+    embedding = linear("time.2", silu(embedding)) + w["labels.weight"][cond]
+    embedding = silu(embedding + treat.noise if "time" in treat.layers else embedding)
+
+    h0 = conv("input.0", x)
+    h1 = residual("input.1.residual", h0)
+    h2 = residual("input.2.down", h1, down)
+    h3 = attend(net.input[3]["attention"], residual("input.3.residual", h2))
+    h = residual("bottom.first", h3)
+    h = residual("bottom.last", attend(net.bottom["attention"], h))
+    h = residual("output.0.residual", torch.cat([h, h3], 1))
+    h = attend(net.output[0]["attention"], h)
+    h = residual("output.1.residual", torch.cat([h, h2], 1))
+    h = residual("output.1.up", attend(net.output[1]["attention"], h), up)
+    h = residual("output.2.residual", torch.cat([h, h1], 1))
+    h = residual("output.3.residual", torch.cat([h, h0], 1))
+    return conv("out", silu(norm("norm", h)))
+
+
 def ddim(model, levels, noise, guided):
     """DDIM from `noise`: `guided(evaluation, x, t)` is the guided prediction."""
     start = levels.points[0]

@@ -1,5 +1,6 @@
 """The command line, run as a user runs it."""
 
+import json
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from test_training import write_idx
 import fastguide as fg
 from fastguide.cli.guidance import parse_guidance, parse_schedule
 from fastguide.cli.sample import parse_classes, parse_seeds
-from fastguide.nets import DiT
+from fastguide.nets import DiT, UNet
 
 
 def fastguide(*arguments):
@@ -89,6 +90,62 @@ def test_train_other_networks(tmp_path, options, heads):
     model = fg.load(tmp_path / "out")
     assert (model.heads, model.net.split) == (heads, False)
     assert (model.null is None) == ("--unconditional" in options)
+
+
+def test_train_a_unet_then_sample_with_its_variance(tmp_path):
+    write_idx(tmp_path, count=40)
+    options = ["--net", "unet", "--width", 32, "--multipliers", "1,2", "--res-blocks", 1]
+    options += ["--attention", "2", "--head-channels", 16, "--variance", "--prediction", "eps"]
+    done = fastguide("train", tmp_path, tmp_path / "out", "--steps", 2, "--batch", 16, *options)
+    assert done.returncode == 0, done.stderr
+    model = fg.load(tmp_path / "out")
+    assert isinstance(model.net, UNet)
+    assert (model.variance, model.heads, model.null) == (True, 1, 3)
+    wanted = {"width": 32, "multipliers": (1, 2), "res_blocks": 1, "attention": (2,)}
+    assert wanted.items() <= model.net.config.items()
+    options = ["--solver", "ddpm:variance=learned", "--steps", 3, "--seeds", "0-2"]
+    done = fastguide("sample", tmp_path / "out", "--out", tmp_path / "x.png", *options)
+    assert done.returncode == 0, done.stderr
+    assert "6 network rows each" in done.stdout  # CFG: two at each step
+    assert (tmp_path / "x.png").exists()
+
+
+def test_an_unconditional_unet(tmp_path):
+    write_idx(tmp_path, count=40)
+    options = ["--net", "unet", "--width", 32, "--multipliers", "1", "--attention", ""]
+    options += ["--head-channels", 32, "--unconditional", "--steps", 1, "--batch", 16]
+    done = fastguide("train", tmp_path, tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr
+    model = fg.load(tmp_path / "out")
+    assert (model.null, model.net.middle, model.net.config["attention"]) == (None, ("middle",), ())
+    record = json.loads((tmp_path / "out" / "model.json").read_text())["training"]
+    assert record["recipe"] == {"irrelevant": 0.0, "negative": 0.0, "dropout": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--net", "vae"], "net is 'vae', but it should be one of dit, unet"),
+        (["--net", "unet", "--depth", 6], "depth is an option of net 'dit', but net is 'unet'"),
+        (["--net", "unet", "--no-split"], "split is an option of net 'dit', but net is 'unet'"),
+        (["--res-blocks", 2], "res-blocks is an option of net 'unet', but net is 'dit'"),
+        (["--net", "unet", "--multipliers", "1,x"], "multipliers is '1,x'"),
+        (["--net", "unet", "--width", 0], "width is 0"),
+        (["--width", 0], "width is 0"),
+        (["--net", "unet", "--multipliers", "1,1,1,1", "--attention", "8"], "multiples of 8"),
+        (
+            ["--net", "unet", "--multipliers", "1,2", "--attention", "2", "--variance"],
+            "net predicts a variance, which needs VP and eps, x0 or v",
+        ),
+    ],
+)
+def test_wrong_options_of_a_network_are_one_line(tmp_path, options, message):
+    write_idx(tmp_path, count=40)
+    done = fastguide("train", tmp_path, tmp_path / "out", "--steps", 1, "--batch", 16, *options)
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

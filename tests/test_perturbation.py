@@ -14,10 +14,10 @@ import fastguide as fg
 from fastguide import ops, reference
 from fastguide.engine.program import make_program
 from fastguide.guidance import Branch
-from fastguide.nets import DiT
+from fastguide.nets import DiT, UNet
 from fastguide.nets.attention import fold_identity
 from fastguide.perturbation import Identity
-from fastguide.staged import Routing, Segment
+from fastguide.staged import Routing, Segment, choose_layers
 
 STEPS = 3
 NAMES = tuple(f"blocks.{i}" for i in range(4))
@@ -30,6 +30,25 @@ def dit(**config):
     for name, p in net.named_parameters():
         torch.nn.init.normal_(p, std=0.3 if "qkv" in name else 0.12)
     return net.requires_grad_(False)
+
+
+def unet(**config):
+    torch.manual_seed(4)
+    settings = {"width": 16, "multipliers": (1, 2), "res_blocks": 1, "attention": (2,)}
+    settings |= {"channels": 2, "head_channels": 8, "groups": 4, "classes": 5}
+    net = UNet(**{**settings, **config}).eval()
+    for name, p in net.named_parameters():
+        torch.nn.init.normal_(p, std=0.5 if "attention" in name else 0.12)
+    return net.requires_grad_(False)
+
+
+KINDS = {"dit": dit, "unet": unet}
+
+
+def names_of(kind):
+    """All layers, and the one in the middle."""
+    names = choose_layers(("all",), KINDS[kind]())
+    return names, choose_layers(("mid",), KINDS[kind]())
 
 
 def model_of(net, shape=(2, 8, 8), process=None, prediction="flow"):
@@ -53,7 +72,8 @@ class Plain:
 
     def pred(self, x, t, cond=None, treat=plain.PLAIN, nag=plain.PLAIN):
         cond = self.cond if cond is None else cond
-        return plain.dit(self.net, x, t, cond, treat, nag)
+        forward = plain.unet if isinstance(self.net, UNet) else plain.dit
+        return forward(self.net, x, t, cond, treat, nag)
 
     @property
     def null(self):
@@ -127,70 +147,93 @@ def smooth(image, sigma, kernel_size):
     return F.conv2d(padded, kernel, groups=image.shape[1])
 
 
-def combined(run, evaluation, x, t):
-    """CFG, PAG, SEG, SLG and TPG at once."""
-    base = run.pred(x, t)
-    others = [
-        (1.5, run.pred(x, t, run.null)),
-        (1.0, run.pred(x, t, treat=Treat("pag", NAMES[2:3]))),
-        (0.5, run.pred(x, t, treat=Treat("seg", (NAMES[1], NAMES[3]), sigma=1.0))),
-        (0.7, run.pred(x, t, treat=Treat("skip", NAMES[1:2]))),
-    ]
-    return base + sum(weight * (base - other) for weight, other in others)
+def combined(names):
+    """CFG, PAG, SEG and layers skipped at once."""
+
+    def guided(run, evaluation, x, t):
+        base = run.pred(x, t)
+        others = [
+            (1.5, run.pred(x, t, run.null)),
+            (1.0, run.pred(x, t, treat=Treat("pag", names[2:3]))),
+            (0.5, run.pred(x, t, treat=Treat("seg", (names[1], names[3]), sigma=1.0))),
+            (0.7, run.pred(x, t, treat=Treat("skip", names[1:2]))),
+        ]
+        return base + sum(weight * (base - other) for weight, other in others)
+
+    return guided
 
 
-def nag(run, evaluation, x, t):
-    return run.pred(x, t, nag=nag_of(run, x, t, NAMES[1:3], 4.0))
+def nag(names):
+    return lambda run, evaluation, x, t: run.pred(x, t, nag=nag_of(run, x, t, names, 4.0))
 
 
-def nag_and_pag(run, evaluation, x, t):
-    settings = nag_of(run, x, t, NAMES, 3.0, tau=1.5, alpha=0.5)
-    base = run.pred(x, t, nag=settings)
-    worse = run.pred(x, t, treat=Treat("pag", NAMES[2:3]), nag=settings)
-    return base + 2.0 * (base - worse) + 1.0 * (base - run.pred(x, t, run.null))
+def nag_and_pag(names):
+    def guided(run, evaluation, x, t):
+        settings = nag_of(run, x, t, names, 3.0, tau=1.5, alpha=0.5)
+        base = run.pred(x, t, nag=settings)
+        worse = run.pred(x, t, treat=Treat("pag", names[2:3]), nag=settings)
+        return base + 2.0 * (base - worse) + 1.0 * (base - run.pred(x, t, run.null))
+
+    return guided
 
 
-def pag_of_the_negative(run, evaluation, x, t):
-    base, null = run.pred(x, t), run.pred(x, t, run.null)
-    worse = run.pred(x, t, run.null, Treat("pag", NAMES[2:3]))
-    return base + 2.0 * (base - null) + 1.5 * (null - worse)
+def pag_of_the_negative(mid):
+    def guided(run, evaluation, x, t):
+        base, null = run.pred(x, t), run.pred(x, t, run.null)
+        worse = run.pred(x, t, run.null, Treat("pag", mid))
+        return base + 2.0 * (base - null) + 1.5 * (null - worse)
+
+    return guided
 
 
 MID = NAMES[2:3]
 CASES = {
-    "pag": (fg.PAG(2.0), away(Treat("pag", MID), 2.0)),
-    "pag, first layers": (fg.PAG(2.0, layers=[0, 1]), away(Treat("pag", NAMES[:2]), 2.0)),
-    "seg": (fg.SEG(3.0), away(Treat("seg", MID), 3.0)),
-    "seg, all": (fg.SEG(1.0, layers="all"), away(Treat("seg", NAMES), 1.0)),
-    "seg, finite": (fg.SEG(3.0, sigma=1.5), away(Treat("seg", MID, sigma=1.5), 3.0)),
-    "slg": (fg.SLG(1.5, layers=["blocks.1", 3]), away(Treat("skip", (NAMES[1], NAMES[3])), 1.5)),
-    "stg": (fg.STG(1.5), away(Treat("skip", MID), 1.5)),
-    "stg, attention": (fg.STG(1.5, mode="attention"), away(Treat("pag", MID), 1.5)),
-    "tpg": (fg.TPG(2.0, layers=[1, 2]), away(Treat("shuffle", NAMES[1:3]), 2.0)),
-    "sag": (fg.SAG(0.7), sag(0.7, NAMES[2])),
-    "sag, blur": (fg.SAG(0.7, sigma=2.0, kernel_size=5), sag(0.7, NAMES[2], 1.0, 2.0, 5)),
-    "nag": (fg.NAG(4.0, layers=[1, 2]), nag),
-    "nag, pag, cfg": (fg.CFG(2.0) + fg.NAG(3.0, tau=1.5, alpha=0.5) + fg.PAG(2.0), nag_and_pag),
-    "of the negative": (fg.CFG(3.0) + fg.PAG(1.5, of="negative"), pag_of_the_negative),
-    "combined": (
+    "pag": lambda n, mid: (fg.PAG(2.0), away(Treat("pag", mid), 2.0)),
+    "pag, first layers": lambda n, mid: (
+        fg.PAG(2.0, layers=[0, 1]),
+        away(Treat("pag", n[:2]), 2.0),
+    ),
+    "seg": lambda n, mid: (fg.SEG(3.0), away(Treat("seg", mid), 3.0)),
+    "seg, all": lambda n, mid: (fg.SEG(1.0, layers="all"), away(Treat("seg", n), 1.0)),
+    "seg, finite": lambda n, mid: (fg.SEG(3.0, sigma=1.5), away(Treat("seg", mid, sigma=1.5), 3.0)),
+    "slg": lambda n, mid: (fg.SLG(1.5, layers=[n[1], 3]), away(Treat("skip", (n[1], n[3])), 1.5)),
+    "stg": lambda n, mid: (fg.STG(1.5), away(Treat("skip", mid), 1.5)),
+    "stg, attention": lambda n, mid: (fg.STG(1.5, mode="attention"), away(Treat("pag", mid), 1.5)),
+    "tpg": lambda n, mid: (fg.TPG(2.0, layers=[1, 2]), away(Treat("shuffle", n[1:3]), 2.0)),
+    "sag": lambda n, mid: (fg.SAG(0.7), sag(0.7, mid[0])),
+    "sag, blur": lambda n, mid: (
+        fg.SAG(0.7, sigma=2.0, kernel_size=5),
+        sag(0.7, mid[0], 1.0, 2.0, 5),
+    ),
+    "nag": lambda n, mid: (fg.NAG(4.0, layers=[1, 2]), nag(n[1:3])),
+    "nag, pag, cfg": lambda n, mid: (
+        fg.CFG(2.0) + fg.NAG(3.0, tau=1.5, alpha=0.5) + fg.PAG(2.0, layers=2),
+        nag_and_pag(n),
+    ),
+    "of the negative": lambda n, mid: (
+        fg.CFG(3.0) + fg.PAG(1.5, of="negative"),
+        pag_of_the_negative(mid),
+    ),
+    "combined": lambda n, mid: (
         fg.CFG(2.5)
-        + fg.PAG(1.0)
+        + fg.PAG(1.0, layers=2)
         + fg.SEG(0.5, layers=[1, 3], sigma=1.0)
-        + fg.SLG(0.7, layers="blocks.1"),
-        combined,
+        + fg.SLG(0.7, layers=n[1]),
+        combined(n),
     ),
 }
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", ["batched", "sequential"])
 @pytest.mark.parametrize(("batch", "size"), [(1, (8, 8)), (7, (8, 12))])
 @pytest.mark.parametrize("name", CASES)
-def test_it_equals_full_passes_with_textbook_attention(name, batch, size, rows):
-    guidance, guided = CASES[name]
-    net = dit()
-    model = model_of(net, (2, *size))
+def test_it_equals_full_passes_with_textbook_attention(name, batch, size, rows, kind):
+    guidance, guided = CASES[name](*names_of(kind))
+    make = KINDS[kind]
+    model = model_of(make(), (2, *size))
     cond, seeds = torch.arange(batch) % 5, range(10, 10 + batch)
-    exact = model_of(dit().double(), (2, *size))
+    exact = model_of(make().double(), (2, *size))
     want = Plain(exact, cond, seeds, guided).run(seeds)
     got = fg.Sampler(model, guidance, steps=STEPS, rows=rows)(cond, seeds)
     scale = want.abs().max()

@@ -9,13 +9,21 @@ import torch
 from PIL import Image
 
 import fastguide as fg
-from fastguide.nets import DiT, GaussianMixture
+from fastguide.nets import DiT, GaussianMixture, UNet
 from fastguide.training import Images, Recipe, TrainConfig, load_images, train
 from fastguide.training.objective import cosine_rate, noised
 from fastguide.training.recipe import assign
 from fastguide.training.train import batch_indices
 
 SMALL = {"width": 24, "depth": 1, "attention_heads": 2, "patch": 2}
+SMALL_UNET = {
+    "width": 16,
+    "multipliers": (1, 2),
+    "res_blocks": 1,
+    "attention": (2,),
+    "head_channels": 16,
+    "groups": 4,
+}
 
 
 def idx(array):
@@ -163,11 +171,12 @@ def test_rate_warms_up_and_falls_to_zero():
     assert rates[-1] < 1e-3
 
 
-def run(out, stop=None, steps=12, **kwargs):
-    net = DiT(**SMALL, classes=3, heads=2, negative=True)
-    config = TrainConfig(
-        steps=steps, batch=16, warmup=3, save_every=5, recipe=Recipe(0.1, 0.1, 0.1), **kwargs
-    )
+def run(out, stop=None, steps=12, kind="dit", **kwargs):
+    if kind == "dit":
+        net, recipe = DiT(**SMALL, classes=3, heads=2, negative=True), Recipe(0.1, 0.1, 0.1)
+    else:
+        net, recipe = UNet(**SMALL_UNET, classes=3), Recipe(dropout=0.1)
+    config = TrainConfig(steps=steps, batch=16, warmup=3, save_every=5, recipe=recipe, **kwargs)
 
     def report(step, loss):
         if step == stop:
@@ -177,19 +186,20 @@ def run(out, stop=None, steps=12, **kwargs):
     return train(net, random_images(), fg.Flow(), fg.Prediction("flow"), config, out, report)
 
 
-def test_an_interrupted_run_continues_to_the_same_numbers(tmp_path):
-    whole = run(tmp_path / "a").net.state_dict()
+@pytest.mark.parametrize("kind", ["dit", "unet"])
+def test_an_interrupted_run_continues_to_the_same_numbers(tmp_path, kind):
+    whole = run(tmp_path / "a", kind=kind).net.state_dict()
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "b", stop=8)
+        run(tmp_path / "b", stop=8, kind=kind)
     assert not (tmp_path / "b" / "model.safetensors").exists()
-    continued = run(tmp_path / "b").net.state_dict()
+    continued = run(tmp_path / "b", kind=kind).net.state_dict()
     assert all(torch.equal(whole[name], continued[name]) for name in whole)
     with pytest.raises(ValueError, match="state of a run with other settings"):
-        run(tmp_path / "b", steps=13)
+        run(tmp_path / "b", steps=13, kind=kind)
     state = tmp_path / "b" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:50])
     with pytest.raises(ValueError, match="is damaged"):
-        run(tmp_path / "b")
+        run(tmp_path / "b", kind=kind)
 
 
 def test_snapshots_and_records(tmp_path):
@@ -236,6 +246,21 @@ def test_it_learns_classes_in_one_pass_and_in_two(tmp_path, prediction, split):
         assert ((brightness > 0) == (labels == 1)).float().mean() > 0.9
 
 
+def test_a_unet_learns_classes(tmp_path):
+    pixels = torch.cat([torch.full((64, 1, 4, 4), v, dtype=torch.uint8) for v in (40, 215)])
+    images = Images(pixels, torch.arange(128) // 64, ("dark", "light"))
+    net, losses = UNet(**SMALL_UNET, classes=2), []
+    recipe = Recipe(dropout=0.15)
+    config = TrainConfig(steps=150, batch=64, rate=3e-3, warmup=20, ema=0.95, recipe=recipe)
+    flow = (fg.Flow(), fg.Prediction("flow"))
+    model = train(net, images, *flow, config, tmp_path, lambda _, loss: losses.append(loss))
+    assert sum(losses[-20:]) < 0.3 * sum(losses[:20])
+    labels = torch.arange(16) % 2
+    levels = fg.karras(sigma_max=3.0, sigma_min=0.1).run(fg.Flow(), 12)
+    x = fg.sample(model, labels, fg.CFG(1.5), levels=levels, seeds=range(16), clamp=1.0)
+    assert ((x.mean((1, 2, 3)) > 0) == (labels == 1)).float().mean() > 0.9
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -269,6 +294,10 @@ def test_mismatches_are_found_before_the_first_step(tmp_path):
         go(DiT(**SMALL, classes=3, heads=2), Recipe(0.1, 0.1))
     with pytest.raises(ValueError, match="multiples of the patch size 8"):
         go(DiT(**{**SMALL, "patch": 8}, classes=3))
+    with pytest.raises(ValueError, match="multiples of 8, for 4 levels"):
+        go(UNet(**{**SMALL_UNET, "multipliers": (1, 1, 1, 1)}, classes=3))
+    with pytest.raises(ValueError, match="second head, but net has heads=1"):
+        go(UNet(**SMALL_UNET, classes=3), Recipe(irrelevant=0.1))
     with pytest.raises(ValueError, match="should be below 1"):
         Recipe(0.5, 0.3, 0.3)
     assert not list(tmp_path.iterdir())

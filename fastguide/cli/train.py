@@ -1,4 +1,4 @@
-"""`fastguide train`: train a DiT on IDX files or a folder of images."""
+"""`fastguide train`: train a network on IDX files or a folder of images."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 
 def train(
+    context: typer.Context,
     data: Annotated[Path, typer.Argument(help="folder with IDX files, or a subfolder per class")],
     out: Annotated[Path, typer.Argument(help="folder for the model; an interrupted run goes on")],
     names: Annotated[str, typer.Option(help="class names, with commas, for IDX files")] = "",
@@ -21,18 +22,32 @@ def train(
     betas: Annotated[
         str, typer.Option(help="of eps, x0 and v: linear, scaled_linear or cosine")
     ] = "cosine",
-    width: int = 192,
-    depth: int = 6,
-    patch: int = 4,
-    attention_heads: int = 6,
+    net: Annotated[str, typer.Option(help="dit, a transformer, or unet, the U-Net of ADM")] = "dit",
+    width: Annotated[int | None, typer.Option(help="of the network: dit 192, unet 64")] = None,
+    depth: Annotated[int, typer.Option(help="dit: blocks")] = 6,
+    patch: Annotated[int, typer.Option(help="dit: pixels a side of a token")] = 4,
+    attention_heads: Annotated[int, typer.Option(help="dit: heads a block")] = 6,
+    multipliers: Annotated[
+        str, typer.Option(help="unet: each level's channels, in widths; a level halves the size")
+    ] = "1,2,2",
+    res_blocks: Annotated[int, typer.Option(help="unet: residual blocks a level")] = 2,
+    attention: Annotated[
+        str, typer.Option(help="unet: which levels attend: how many times smaller they are")
+    ] = "2,4",
+    head_channels: Annotated[int, typer.Option(help="unet: channels of an attention head")] = 64,
+    variance: Annotated[
+        bool, typer.Option(help="unet: learn the variance too, for ddpm:variance=learned")
+    ] = False,
     irrelevant: Annotated[
         float | None,
-        typer.Option(help="share of rows with an irrelevant condition; 0.1, or 0 where split"),
+        typer.Option(help="dit: share of rows with an irrelevant condition; 0.1, 0 where split"),
     ] = None,
-    negative: Annotated[float, typer.Option(help="share of rows with a negative condition")] = 0.1,
+    negative: Annotated[
+        float, typer.Option(help="dit: share of rows with a negative condition")
+    ] = 0.1,
     dropout: Annotated[float, typer.Option(help="share of rows without a condition")] = 0.1,
     split: Annotated[
-        bool, typer.Option(help="keep the second head from the condition by construction")
+        bool, typer.Option(help="dit: keep the second head from the condition by construction")
     ] = True,
     unconditional: bool = False,
     ema: float = 0.999,
@@ -43,38 +58,50 @@ def train(
     dtype: Annotated[str, typer.Option(help="of the stored weights: fp32 or fp16")] = "fp32",
     snapshot: Annotated[list[int] | None, typer.Option(help="steps to keep a model at")] = None,
 ) -> None:
-    """Train a DiT; with the defaults, one that does single-pass superconditioning and CFG."""
+    """Train a network; with the defaults, a DiT that does single-pass superconditioning and CFG."""
     import torch
     from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from fastguide.nets import DiT
-    from fastguide.process import EDM, VP, Flow, Prediction
-    from fastguide.training import Recipe, TrainConfig, load_images
+    from fastguide.cli import nets
+    from fastguide.process import Prediction
+    from fastguide.training import TrainConfig, load_images
     from fastguide.training import train as run
+    from fastguide.training.trainable import Trainable
 
     dtypes = {"fp32": torch.float32, "fp16": torch.float16}
     if dtype not in dtypes:
         raise ValueError(f"dtype is {dtype!r}, but it should be one of {', '.join(dtypes)}")
+    nets.check_options(net, [name for name in context.params if _given(context, name)])
     images = load_images(data, names=tuple(filter(None, names.split(","))))
-    process = {"flow": Flow(), "edm": EDM()}.get(prediction, VP(betas))  # type: ignore[arg-type]
-    if unconditional:
-        split, irrelevant, dropout = False, 0.0, 0.0
-    if irrelevant is None:
-        irrelevant = 0.0 if split else 0.1
-    second = split or irrelevant > 0
-    recipe = Recipe(irrelevant, negative if second else 0.0, dropout)
-    net = DiT(
-        channels=images.pixels.shape[1],
-        patch=patch,
-        width=width,
-        depth=depth,
-        attention_heads=attention_heads,
-        classes=0 if unconditional else len(images.class_names),
-        heads=2 if second else 1,
-        negative=second and negative > 0,
-        split=split,
-        time_scale={"flow": 1000.0, "edm": 250.0}.get(prediction, 1.0),
-    )
+    network: Trainable
+    if net == "dit":
+        network, recipe = nets.make_dit(
+            images,
+            prediction,
+            width=192 if width is None else width,
+            depth=depth,
+            patch=patch,
+            attention_heads=attention_heads,
+            irrelevant=irrelevant,
+            negative=negative,
+            dropout=dropout,
+            split=split,
+            unconditional=unconditional,
+        )
+    else:
+        network, recipe = nets.make_unet(
+            images,
+            prediction,
+            width=64 if width is None else width,
+            multipliers=multipliers,
+            res_blocks=res_blocks,
+            attention=attention,
+            head_channels=head_channels,
+            variance=variance,
+            dropout=dropout,
+            unconditional=unconditional,
+        )
+    process = nets.make_process(prediction, betas)
     config = TrainConfig(
         steps=steps,
         batch=batch,
@@ -103,4 +130,11 @@ def train(
             speed = (len(marks) - 1) / max(marks[-1] - marks[0], 1e-9)
             progress.update(task, completed=step, loss=smooth[0], speed=speed)
 
-        run(net, images, process, Prediction(prediction), config, out, report, dtypes[dtype])  # type: ignore[arg-type]
+        kind = Prediction(prediction)  # type: ignore[arg-type]
+        run(network, images, process, kind, config, out, report, dtypes[dtype])
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether the option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

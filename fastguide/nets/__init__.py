@@ -2,7 +2,8 @@
 
 from fastguide.nets.dit import DiT
 from fastguide.nets.mixture import GaussianMixture
+from fastguide.nets.unet import UNet
 
-NETS = {"DiT": DiT}
+NETS = {"DiT": DiT, "UNet": UNet}
 
-__all__ = ["NETS", "DiT", "GaussianMixture"]
+__all__ = ["NETS", "DiT", "GaussianMixture", "UNet"]

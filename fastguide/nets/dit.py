@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastguide.nets.attention import SelfAttention, shuffled
+from fastguide.nets.embedding import time_embedding
 from fastguide.nets.linear import joined
 from fastguide.nets.timed import timed
 from fastguide.staged import PLAIN, TIME, Routing, Stage, run_stages
@@ -40,6 +41,8 @@ class DiT(nn.Module):
             the first alone. The first head reads both. One pass costs what it costs without.
         time_scale: multiplies `t` before its sinusoidal embedding, which resolves steps of about 1.
     """
+
+    variance: bool = False
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ class DiT(nn.Module):
         pixels, embedding = channels * patch * patch, width // parts
         self.patches = nn.Linear(pixels, width)
         self.time = nn.Sequential(
-            nn.Linear(_FREQUENCIES, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+            nn.Linear(256, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
         self.labels = nn.Embedding(classes + 1, embedding) if classes else None
         self.negative_labels = nn.Embedding(classes + 1, embedding) if negative else None
@@ -237,22 +240,11 @@ class Modulation(nn.Module):
         return torch.cat(vectors, -1).unsqueeze(1).unbind(2)
 
 
-_FREQUENCIES = 256
-
-
 def modulate(tokens: Tensor, shift: Tensor, scale: Tensor, parts: int = 1) -> Tensor:
     """LayerNorm without affine, of each part alone, then `(1 + scale) x + shift`."""
     split = tokens.unflatten(-1, (parts, -1))
     normal = F.layer_norm(split, split.shape[-1:], eps=1e-6).flatten(-2)
     return normal * (1 + scale) + shift
-
-
-def time_embedding(t: Tensor) -> Tensor:
-    """Sinusoidal embedding `[B, 256]` in fp32 of times `[B]`."""
-    half = _FREQUENCIES // 2
-    rates = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000.0) / half))
-    angles = t.float().unsqueeze(1) * rates
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 def position_embedding(grid: tuple[int, int], width: int, device: torch.device) -> Tensor:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from fastguide import checkpoint
 from fastguide.images import from_pixels
 from fastguide.model import Model
-from fastguide.nets import DiT
 from fastguide.process import EDM, VP, Flow, Prediction
 from fastguide.training.data import Images
 from fastguide.training.objective import cosine_rate, noised
 from fastguide.training.recipe import Recipe, assign
+from fastguide.training.trainable import Trainable
+from fastguide.training.variance import bound_loss
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ Report = Callable[[int, float], None]
 
 
 def train(
-    net: DiT,
+    net: Trainable,
     images: Images,
     process: VP | EDM | Flow,
     prediction: Prediction,
@@ -88,7 +89,7 @@ def train(
             run with other settings.
     """
     out = Path(out)
-    _check(net, images, config)
+    _check(net, images, process, prediction, config)
     settings = json.dumps(
         {
             "net": net.config,
@@ -141,7 +142,13 @@ def train(
     return checkpoint.load(out)
 
 
-def _check(net: DiT, images: Images, config: TrainConfig) -> None:
+def _check(
+    net: Trainable,
+    images: Images,
+    process: VP | EDM | Flow,
+    prediction: Prediction,
+    config: TrainConfig,
+) -> None:
     net.check_shape(tuple(images.pixels.shape[1:]))
     if net.classes not in (0, len(images.class_names)):
         raise ValueError(
@@ -149,6 +156,11 @@ def _check(net: DiT, images: Images, config: TrainConfig) -> None:
         )
     if config.batch > len(images.labels):
         raise ValueError(f"batch is {config.batch}, but there are {len(images.labels)} images")
+    if net.variance and not (isinstance(process, VP) and prediction.log_time is None):
+        raise ValueError(
+            "net predicts a variance, which needs VP and eps, x0 or v, but process is "
+            f"{process} and prediction is {prediction.name!r}"
+        )
     recipe = config.recipe
     if (recipe.irrelevant or recipe.negative) and net.heads != 2:
         raise ValueError("the recipe supervises a second head, but net has heads=1")
@@ -170,7 +182,7 @@ def batch_indices(count: int, batch: int, seed: int, step: int) -> Tensor:
 
 def _loss(
     forward: Callable[..., Tensor],
-    net: DiT,
+    net: Trainable,
     images: Images,
     process: VP | EDM | Flow,
     prediction: Prediction,
@@ -188,7 +200,12 @@ def _loss(
         cond, weights = (rows.cond, rows.negative) if net.negative else rows.cond, rows.head_weights
     with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
         output = forward(x, t, cond)
-    errors = [(p - target).square().flatten(1).mean(1) for p in output.float().chunk(net.heads, 1)]
+    outputs = output.float().chunk(2 if net.variance else net.heads, 1)
+    errors = [(p - target).square().flatten(1).mean(1) for p in outputs[: net.heads]]
+    if net.variance and isinstance(process, VP):
+        image, variance = outputs
+        bound = bound_loss(image, variance, target, t, process, prediction)
+        errors = [errors[0] + bound]
     counts = weights[: net.heads]
     total = torch.stack([(w * e).sum() for w, e in zip(counts, errors, strict=True)]).sum()
     return total / torch.stack(counts).sum()
@@ -205,10 +222,10 @@ def _save_state(
     tensors = {}
     for name, value in parameters.items():
         moments = optimizer.state[value]
-        tensors[f"weights.{name}"] = value.detach()
-        tensors[f"average.{name}"] = average[name]
-        tensors[f"exp_avg.{name}"] = moments["exp_avg"]
-        tensors[f"exp_avg_sq.{name}"] = moments["exp_avg_sq"]
+        tensors[f"weights.{name}"] = value.detach().contiguous()
+        tensors[f"average.{name}"] = average[name].contiguous()
+        tensors[f"exp_avg.{name}"] = moments["exp_avg"].contiguous()
+        tensors[f"exp_avg_sq.{name}"] = moments["exp_avg_sq"].contiguous()
     metadata = {"settings": settings, "step": str(step)}
     checkpoint.write_atomic(path, tensors_to_bytes(tensors, metadata))
 
@@ -235,11 +252,11 @@ def _resume(
                 with torch.no_grad():
                     value.copy_(file.get_tensor(f"weights.{name}"))
                     average[name].copy_(file.get_tensor(f"average.{name}"))
-                optimizer.state[value] = {
-                    "step": torch.tensor(float(step)),
-                    "exp_avg": file.get_tensor(f"exp_avg.{name}"),
-                    "exp_avg_sq": file.get_tensor(f"exp_avg_sq.{name}"),
-                }
+                optimizer.state[value] = {"step": torch.tensor(float(step))}
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    # laid out as the weights are: the fused optimizer goes through memory
+                    laid = torch.empty_like(value, requires_grad=False)
+                    optimizer.state[value][moment] = laid.copy_(file.get_tensor(f"{moment}.{name}"))
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}; remove it to start anew") from error
     return step
