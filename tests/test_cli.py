@@ -200,6 +200,11 @@ def test_guidance_is_a_sum_of_methods(model):
     assert (terms[2].branch.degraded.mask, terms[2].branch.degraded.kernel_size) == ("global", 5)
     seg = parse_guidance("seg:2,layers=blocks.0/mid,sigma=inf", 4.0, fg.constant(), loaded)
     assert seg.terms()[0].branch.layers == ("blocks.0", "mid")
+    text = f"autoguidance:2,weak={model},every=2 + tsg:2,strength=0.5 + icg:3"
+    terms = parse_guidance(text, 4.0, fg.constant(), loaded).terms()
+    assert terms[0].branch.net.model.shape == loaded.shape
+    assert terms[0].branch.every == 2
+    assert [term.amount for term in terms] == [2.0, 2.0, 3.0]
     assert parse_guidance("auto", 2.0, fg.constant(), loaded).terms()[0].branch.head == 1
     assert parse_guidance("none", 2.0, fg.constant(), loaded) is None
 
@@ -210,7 +215,8 @@ def test_guidance_is_a_sum_of_methods(model):
         ("dog:1", "guidance has 'dog', but it should be auto, none, or of cfg"),
         ("pag", "guidance has 'pag', but it needs a weight"),
         ("pag:x", "guidance has 'pag:x', but 'x' is not a number"),
-        ("pag:1,sigma=2", "but after the weight come options of layers, of"),
+        ("pag:1,sigma=2", "but after the weight come options of every, layers, of"),
+        ("sims:1", "but it needs another model: auxiliary=FOLDER"),
     ],
 )
 def test_guidance_that_cannot_be_read(text, message, model):

@@ -239,7 +239,7 @@ def test_it_equals_full_passes_with_textbook_attention(name, batch, size, rows, 
     scale = want.abs().max()
     assert (got - want).abs().max() < 2e-5 * scale
     unguided = fg.sample(model, cond, steps=STEPS, seeds=seeds)
-    assert (got - unguided).abs().max() > 1e-3 * scale  # on changes the output
+    assert (got - unguided).abs().max() > 1e-4 * scale  # on changes the output beyond rounding
 
 
 OFF = {

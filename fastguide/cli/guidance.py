@@ -6,14 +6,29 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from fastguide.guidance import Guidance, Schedule
     from fastguide.model import Model
 
 SCHEDULES = "constant, linear:START,END, cosine[:POWER] or interval:LOW,HIGH"
 HELP = (
     "auto (one pass where the model can), none, or methods with a weight and options, added up: "
-    "'cfg:3 + pag:1,layers=2/5'; of superconditioning, cfg, pag, seg, sag, slg, stg, tpg, nag"
+    "'cfg:3 + pag:1,layers=2/5'; of superconditioning, cfg, pag, seg, sag, slg, stg, tpg, nag, "
+    "icg, tsg, autoguidance:2,weak=FOLDER, sims:1,auxiliary=FOLDER"
 )
+_NETWORKS = {"autoguidance": "weak", "sims": "auxiliary"}  # the options that are another model
+_AMOUNTS = {"weight", "scale", "schedule"}
+
+
+def device_of(model: Model) -> torch.device | str:
+    """Where the model's network is."""
+    import torch
+
+    if isinstance(model.net, torch.nn.Module):
+        for parameter in model.net.parameters():
+            return parameter.device
+    return "cpu"
 
 
 def parse_schedule(text: str) -> Schedule:
@@ -46,7 +61,10 @@ def parse_guidance(text: str, scale: float, schedule: Schedule, model: Model) ->
     methods: dict[str, Any] = {"cfg": fg.CFG, "superconditioning": fg.Superconditioning}
     methods |= {
         one.__name__.lower(): one
-        for one in (fg.PAG, fg.SEG, fg.SAG, fg.SLG, fg.STG, fg.TPG, fg.NAG)
+        for one in (
+            *(fg.PAG, fg.SEG, fg.SAG, fg.SLG, fg.STG, fg.TPG, fg.NAG),
+            *(fg.ICG, fg.TSG, fg.AutoGuidance, fg.SIMS),
+        )
     }
     if text == "auto":
         text = (
@@ -66,14 +84,23 @@ def parse_guidance(text: str, scale: float, schedule: Schedule, model: Model) ->
             if name not in ("cfg", "superconditioning"):
                 raise ValueError(f"guidance has {part.strip()!r}, but it needs a weight: {name}:1")
             amount = scale
-        one = methods[name](amount, schedule=schedule, **options)
+        if name in _NETWORKS:
+            if _NETWORKS[name] not in options:
+                raise ValueError(
+                    f"guidance has {part.strip()!r}, but it needs another model: "
+                    f"{_NETWORKS[name]}=FOLDER"
+                )
+            other = fg.load(options.pop(_NETWORKS[name]), device_of(model))
+            one = methods[name](other, amount, schedule=schedule, **options)
+        else:
+            one = methods[name](amount, schedule=schedule, **options)
         total = one if total is None else total + one
     return total
 
 
 def _options(part: str, tail: str, method: Any) -> tuple[float | None, dict[str, Any]]:
     """The amount, and the options by name."""
-    fields = {field.name for field in dataclasses.fields(method)[1:]} - {"schedule"}
+    fields = {field.name for field in dataclasses.fields(method)} - _AMOUNTS
     amount: float | None = None
     options: dict[str, Any] = {}
     for number, entry in enumerate(tail.split(",") if tail else []):
@@ -88,11 +115,11 @@ def _options(part: str, tail: str, method: Any) -> tuple[float | None, dict[str,
         elif key == "layers":
             names = [int(one) if one.isdigit() else one for one in value.split("/")]
             options[key] = names if len(names) > 1 else names[0]
-        elif key in ("mask", "of", "mode"):
+        elif key in ("mask", "of", "mode", *_NETWORKS.values()):
             options[key] = value
         else:
             found = _number(part, value)
-            options[key] = int(found) if key == "kernel_size" else found
+            options[key] = int(found) if key in ("kernel_size", "every") else found
     return amount, options
 
 
