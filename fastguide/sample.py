@@ -327,8 +327,8 @@ def _others(model: Model, guidance: Guidance | None, device: torch.device) -> tu
         both = isinstance(other.model.null, int) and isinstance(model.null, int)
         if both and other.model.null != model.null:
             raise ValueError(
-                f"guidance names another model of {other.model.null} classes, but the sampled model "
-                f"has {model.null}"
+                f"guidance names another model of {other.model.null} classes, but the sampled "
+                f"model has {model.null}"
             )
         found = _device_of(other.model, None)
         if found != device and _parameter(other.model.net) is not None:

@@ -6,12 +6,13 @@ import sys
 
 import typer
 
+from fastguide.cli.ema import ema
 from fastguide.cli.info import info
 from fastguide.cli.sample import sample
 from fastguide.cli.train import train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
-for command in (sample, train, info):
+for command in (sample, train, ema, info):
     app.command()(command)
 
 

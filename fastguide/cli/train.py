@@ -57,6 +57,10 @@ def train(
     save_every: int = 500,
     dtype: Annotated[str, typer.Option(help="of the stored weights: fp32 or fp16")] = "fp32",
     snapshot: Annotated[list[int] | None, typer.Option(help="steps to keep a model at")] = None,
+    lengths: Annotated[
+        str, typer.Option(help="of averages to keep for `fastguide ema`, as in 0.05,0.1")
+    ] = "",
+    keep_every: Annotated[int, typer.Option(help="steps between kept averages")] = 500,
 ) -> None:
     """Train a network; with the defaults, a DiT that does single-pass superconditioning and CFG."""
     import torch
@@ -112,6 +116,8 @@ def train(
         compile=compile,
         save_every=save_every,
         snapshots=tuple(snapshot or ()),
+        lengths=_lengths(lengths),
+        keep_every=keep_every,
         recipe=recipe,
     )
     columns = (
@@ -132,6 +138,13 @@ def train(
 
         kind = Prediction(prediction)  # type: ignore[arg-type]
         run(network, images, process, kind, config, out, report, dtypes[dtype])
+
+
+def _lengths(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError(f"lengths is {text!r}, but it should read like 0.05,0.1") from None
 
 
 def _given(context: typer.Context, name: str) -> bool:

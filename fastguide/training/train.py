@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from fastguide.model import Model
 from fastguide.process import EDM, VP, Flow, Prediction
 from fastguide.training.data import Images
 from fastguide.training.objective import cosine_rate, noised
+from fastguide.training.posthoc import PowerAverages, gamma_of
 from fastguide.training.recipe import Recipe, assign
 from fastguide.training.trainable import Trainable
 from fastguide.training.variance import bound_loss
@@ -36,6 +37,8 @@ class TrainConfig:
         compile: `torch.compile` the network (faster steps after a minute of compilation).
         save_every: steps between resumable states.
         snapshots: steps at which the averaged weights are kept as a model of their own.
+        lengths: of the power-function averages that are kept for `fastguide ema`; none by default.
+        keep_every: steps between those.
     """
 
     steps: int = 8000
@@ -48,16 +51,20 @@ class TrainConfig:
     compile: bool = False
     save_every: int = 500
     snapshots: tuple[int, ...] = ()
+    lengths: tuple[float, ...] = ()
+    keep_every: int = 500
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "save_every"):
+        for name in ("steps", "batch", "save_every", "keep_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it should be 1 or more")
         if not (math.isfinite(self.rate) and self.rate > 0):
             raise ValueError(f"rate is {self.rate}, but it should be positive")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}, but it should lie in [0, 1)")
+        for length in self.lengths:
+            gamma_of(length)
         for step in self.snapshots:
             if not 1 <= step <= self.steps:
                 raise ValueError(
@@ -109,7 +116,9 @@ def train(
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=config.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
-    start = _resume(out / "state.safetensors", settings, parameters, average, optimizer)
+    powers = PowerAverages(config.lengths, parameters)
+    averages = {"average": average, **{f"power.{s!r}": a for s, a in powers.averages.items()}}
+    start = _resume(out / "state.safetensors", settings, parameters, averages, optimizer)
     forward = torch.compile(net) if config.compile else net
     model = checkpoint.describe(
         net, process, prediction, tuple(images.pixels.shape[1:]), images.class_names
@@ -127,6 +136,7 @@ def train(
             list(average.values()), [p.detach() for p in parameters.values()], 1 - decay
         )
         done = step + 1
+        powers.update(done, parameters)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss is {value} at step {done}; try a lower rate")
@@ -135,10 +145,12 @@ def train(
         record = {"steps": done, **json.loads(settings)["config"], "loss": value}
         if done in config.snapshots:
             checkpoint.save(out / f"snapshot-{done}", model, average, torch.float16, record)
+        if config.lengths and (done % config.keep_every == 0 or done == config.steps):
+            powers.save(out, done)
         if done == config.steps:
             checkpoint.save(out, model, average, dtype, record)
         if done % config.save_every == 0 or done == config.steps:
-            _save_state(out / "state.safetensors", settings, done, parameters, average, optimizer)
+            _save_state(out / "state.safetensors", settings, done, parameters, averages, optimizer)
     return checkpoint.load(out)
 
 
@@ -216,14 +228,15 @@ def _save_state(
     settings: str,
     step: int,
     parameters: dict[str, nn.Parameter],
-    average: dict[str, Tensor],
+    averages: Mapping[str, dict[str, Tensor]],
     optimizer: torch.optim.Optimizer,
 ) -> None:
     tensors = {}
     for name, value in parameters.items():
         moments = optimizer.state[value]
         tensors[f"weights.{name}"] = value.detach().contiguous()
-        tensors[f"average.{name}"] = average[name].contiguous()
+        for kind, average in averages.items():
+            tensors[f"{kind}.{name}"] = average[name].contiguous()
         tensors[f"exp_avg.{name}"] = moments["exp_avg"].contiguous()
         tensors[f"exp_avg_sq.{name}"] = moments["exp_avg_sq"].contiguous()
     metadata = {"settings": settings, "step": str(step)}
@@ -234,7 +247,7 @@ def _resume(
     path: Path,
     settings: str,
     parameters: dict[str, nn.Parameter],
-    average: dict[str, Tensor],
+    averages: Mapping[str, dict[str, Tensor]],
     optimizer: torch.optim.Optimizer,
 ) -> int:
     if not path.is_file():
@@ -251,7 +264,8 @@ def _resume(
             for name, value in parameters.items():
                 with torch.no_grad():
                     value.copy_(file.get_tensor(f"weights.{name}"))
-                    average[name].copy_(file.get_tensor(f"average.{name}"))
+                    for kind, average in averages.items():
+                        average[name].copy_(file.get_tensor(f"{kind}.{name}"))
                 optimizer.state[value] = {"step": torch.tensor(float(step))}
                 for moment in ("exp_avg", "exp_avg_sq"):
                     # laid out as the weights are: the fused optimizer goes through memory
