@@ -38,7 +38,9 @@ def make(grid, channels, dtype=FP32, kind="channels", rows=2):
 def close(got, want, dtype=FP32, scale=1):
     """Half a unit in the last place of `dtype`, `scale` times, of numbers of the order of 4."""
     unit = {FP32: 2e-6, BF16: 2**-8, FP16: 2**-11}[dtype] * scale
-    torch.testing.assert_close(got.double(), want, rtol=unit, atol=2e-6 + (unit if scale > 1 else 0))
+    torch.testing.assert_close(
+        got.double(), want, rtol=unit, atol=2e-6 + (unit if scale > 1 else 0)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,9 +96,7 @@ def test_the_published_number_of_taps(sigma, length, size):
     x = torch.zeros(1, length, 1)
     x[0, length // 2] = 1.0
     reached = ops.blur(x, sigma, (length, 1))[0, :, 0].nonzero().flatten()
-    assert reached.tolist() == [
-        i for i in range(length) if abs(i - length // 2) <= size // 2
-    ]
+    assert reached.tolist() == [i for i in range(length) if abs(i - length // 2) <= size // 2]
 
 
 @pytest.mark.parametrize("kind", ["channels", "pixels", "qkv"])

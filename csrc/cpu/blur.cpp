@@ -67,10 +67,12 @@ void blur_run(float* out, int64_t out_step, const std::vector<Panel>& axis, cons
 template <typename Visit>
 __attribute__((always_inline)) inline void each(int64_t runs, int64_t step, int64_t count,
                                                 Visit visit) {
-  for (int64_t j = 0; j < runs; ++j) {
-    if (count == kLanes) {
+  if (count == kLanes) {
+    for (int64_t j = 0; j < runs; ++j) {
       for (int64_t i = 0; i < kLanes; ++i) visit(j * kLanes + i, j * step + i);
-    } else {
+    }
+  } else {
+    for (int64_t j = 0; j < runs; ++j) {
       for (int64_t i = 0; i < count; ++i) visit(j * kLanes + i, j * step + i);
     }
   }
