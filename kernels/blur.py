@@ -153,6 +153,7 @@ def blur(
                 HALF=triton.next_power_of_2(length // 2 + 1),
                 enable_fp_fusion=True,  # Triton's default; said here, as later versions change it
                 num_warps=settings["num_warps"],
+                num_stages=settings["num_stages"],
             )
 
 

@@ -10,9 +10,10 @@ import torch
 # and branches, aligned or not (tests/test_step_compile.py). 8 a thread take 10-25 % fewer
 # instructions an element, but up to 240 registers.
 DEFAULTS = {
-    # no spills whatever the strides and the grid (tests/test_blur_compile.py); the weights of a
-    # tile are made once for BYTES of neighbours
-    "blur": {"BLOCK": 64, "STEP": 16, "BYTES": 256, "num_warps": 8},
+    # no spills whatever the strides and the grid, and two blocks at once where they are aligned
+    # (tests/test_blur_compile.py); the weights of a tile serve BYTES of neighbours. A loop in more
+    # stages takes registers for a second block.
+    "blur": {"BLOCK": 64, "STEP": 16, "BYTES": 256, "num_warps": 8, "num_stages": 1},
     "step": {"BLOCK": 512, "num_warps": 4},
 }
 

@@ -80,7 +80,7 @@ library = Path(built.__file__)
 info = built.build_info()
 check(library.is_relative_to(sys.prefix), f"fastguide was imported from {library}")
 check(info["cuda"] == torch.version.cuda, f"build_info() is {info}")
-for op in ("fastguide::noise", "fastguide::step"):
+for op in ("fastguide::blur", "fastguide::noise", "fastguide::step"):
     has = torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA")
     check(has, f"{op} has no CUDA kernel")
 
@@ -108,5 +108,5 @@ want, _ = reference.step(state.double(), [noise], torch.ones(1, 1), row[0].doubl
 bad = torch.ones(2, dtype=torch.int32)
 ops.step(state, [noise], torch.ones(1, 1, 1), row, torch.tensor(0), bad)
 torch.testing.assert_close(state.double(), want, rtol=2e-6, atol=4e-6)
-print(f"  CUDA {info['cuda']} kernels of noise and step are registered; the CPU ops work beside them")
+print(f"  CUDA {info['cuda']} kernels of blur, noise and step are registered; the CPU ops work beside them")
 CHECK

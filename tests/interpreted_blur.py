@@ -17,7 +17,7 @@ from fastguide.kernels.blur import blur
 from fastguide.ops.blur import dense_like
 
 SENTINEL = 77.0
-SMALL = {"BLOCK": 16, "STEP": 16, "BYTES": 64, "num_warps": 4}
+SMALL = {**tuning.DEFAULTS["blur"], "BLOCK": 16, "BYTES": 64}
 
 
 @pytest.fixture(params=[SMALL, tuning.DEFAULTS["blur"]], ids=["small", "default"])
@@ -60,18 +60,17 @@ def near(got, want, dtype):
     close(got, want, dtype, scale)
 
 
-@pytest.mark.parametrize("kind", ["channels", "pixels", "qkv", "cropped"])
+@pytest.mark.parametrize("kind", ["padded pixels", "qkv", "cropped"])
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def interpreted_blur_equals_the_reference(grid, dtype, kind, tile):
-    x = make(grid, 5, dtype, kind)
-    for sigma in (0.8, 3.0):
-        near(launch(x, sigma, grid), reference.blur(x.double(), sigma, grid), dtype)
+    x = make(grid, 5, dtype, kind, rows=1)
+    near(launch(x, 1.7, grid), reference.blur(x.double(), 1.7, grid), dtype)
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def interpreted_any_sigma(sigma, tile):
-    x = make((9, 20), 3)
+    x = make((9, 20), 3, rows=1)
     close(launch(x, sigma, (9, 20)), reference.blur(x.double(), sigma, (9, 20)))
 
 

@@ -2,13 +2,16 @@
 ran.
 """
 
+import math
+
 import exact
 import pytest
+import test_blur
 import torch
 from test_step import expected, extras_of, make
 
 import fastguide as fg
-from fastguide import ops
+from fastguide import ops, reference
 from fastguide.nets import DiT
 from fastguide.table import Extra
 
@@ -92,6 +95,40 @@ def test_more_samples_than_a_grid_axis_holds():
     there = on_gpu(case)
     ops.step(**there)
     torch.testing.assert_close(there["state"].cpu().double(), want, rtol=4e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", test_blur.KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("grid", [*test_blur.GRIDS, (64, 64), (31, 150)], ids=str)
+def test_blur_equals_the_reference(grid, dtype, kind):
+    x = test_blur.make(grid, 70, dtype, kind, rows=7)
+    there = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device="cuda").copy_(x)
+    sigmas = torch.tensor([0.0, 0.1, 0.8, 3.0, 10.0, 1e30, math.inf])
+    for sigma, sizes in ((0.0, (None,)), (2.5, (None, 1, 9, 31)), (sigmas, (None, 9))):
+        there_too = sigma.cuda() if isinstance(sigma, torch.Tensor) else sigma
+        for size in sizes:
+            got = ops.blur(there, there_too, grid, size)
+            want = reference.blur(x.double(), sigma, grid, size)
+            assert got.stride() == ops.blur(x, sigma, grid, size).stride()
+            # it rounds between the axes too
+            test_blur.close(got.cpu(), want, dtype, 1 if dtype == torch.float32 else 2)
+    assert torch.equal(ops.blur(there, sigmas.cuda(), grid)[:2].cpu(), x[:2])
+    mean = ops.blur(there, math.inf, grid)
+    want = x.double().mean(1, keepdim=True).expand_as(x)
+    test_blur.close(mean.cpu(), want, dtype)
+    assert torch.equal(mean, ops.blur(there, math.inf, grid))
+
+
+def test_blur_does_not_wait_for_the_device():
+    x, sigmas = torch.randn(3, 96, 40, device="cuda"), torch.tensor([0.0, 2.0, math.inf]).cuda()
+    values = (1.0, math.inf, 0.0, sigmas)
+    want = [ops.blur(x, sigma, (8, 12)) for sigma in values]  # compiles the kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = [ops.blur(x, sigma, (8, 12)) for sigma in values]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("solver", [fg.ddim, fg.ddpm, fg.heun(churn=10.0), fg.dpmpp_2m], ids=repr)

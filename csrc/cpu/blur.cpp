@@ -1,9 +1,9 @@
 // blur: a Gaussian along both axes of a grid of tokens or pixels, reflect padding.
 //
-// Along an axis it is a product with a banded matrix, at every sigma: register blocks leave a loop
-// over the taps nothing to win. Where channels lie together, a run of kLanes channels of a whole row
-// stays in the L2 cache between the axes: each element is read once and written once. Where pixels
-// do, the first axis is written to memory as floats and read again.
+// Along an axis it is a product with a banded matrix. A loop over the taps has nothing to win: 7 taps
+// take 1.1 times as long as a single one, which is bound by memory. Where channels lie together, a
+// run of kLanes channels of a whole row stays in the L2 cache between the axes: each element is read
+// once and written once. Where pixels do, the first axis is written to memory and read again.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -25,41 +25,66 @@
 namespace fastguide {
 namespace {
 
-constexpr int64_t kRows = 8, kLanes = 32;  // a block of outputs: 16 registers of 64 bytes
+constexpr int64_t kRows = 8, kLanes = 32;  // a block of outputs
 constexpr int64_t kGrain = 16384;          // elements worth a thread
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 int64_t grain(int64_t elements) { return std::max<int64_t>(1, kGrain / elements); }
 
-typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
+// out[m] = sum_j a[m * a_row + j * a_step] b[j], m < kRows, j < count; out[m] and b[j] are runs of
+// kLanes, `out_step` and `b_step` apart.
+struct Product {
+  float* out;
+  int64_t out_step;
+  const float* a;
+  int64_t a_row, a_step;
+  const float* b;
+  int64_t b_step, count;
+};
 
-// out[m] = sum_j a[m * a_row + j * a_step] b[j], m < kRows; out[m] and b[j] are runs of kLanes.
-FASTGUIDE_CLONES void multiply(float* out, int64_t out_step, const float* a, int64_t a_row,
-                               int64_t a_step, const float* b, int64_t b_step, int64_t count) {
-  Vector sum[kRows][2] = {};
-  for (int64_t j = 0; j < count; ++j) {
-    const Vector left = *reinterpret_cast<const Vector*>(b + j * b_step);
-    const Vector right = *reinterpret_cast<const Vector*>(b + j * b_step + kLanes / 2);
+// In blocks of ROWS x 2 vectors of WIDTH floats.
+template <int64_t WIDTH, int64_t ROWS>
+__attribute__((always_inline)) inline void multiply_blocks(const Product p) {
+  typedef float Vector __attribute__((vector_size(WIDTH * sizeof(float)), aligned(4), may_alias));
+  for (int64_t lane = 0; lane < kLanes; lane += 2 * WIDTH) {
+    for (int64_t row = 0; row < kRows; row += ROWS) {
+      Vector sum[ROWS][2] = {};
+      for (int64_t j = 0; j < p.count; ++j) {
+        const float* b = p.b + j * p.b_step + lane;
+        const Vector left = *reinterpret_cast<const Vector*>(b);
+        const Vector right = *reinterpret_cast<const Vector*>(b + WIDTH);
 #pragma GCC unroll 8
-    for (int64_t m = 0; m < kRows; ++m) {
-      const float factor = a[m * a_row + j * a_step];
-      sum[m][0] += factor * left;
-      sum[m][1] += factor * right;
+        for (int64_t m = 0; m < ROWS; ++m) {
+          const float factor = p.a[(row + m) * p.a_row + j * p.a_step];
+          sum[m][0] += factor * left;
+          sum[m][1] += factor * right;
+        }
+      }
+#pragma GCC unroll 8
+      for (int64_t m = 0; m < ROWS; ++m) {
+        float* out = p.out + (row + m) * p.out_step + lane;
+        *reinterpret_cast<Vector*>(out) = sum[m][0];
+        *reinterpret_cast<Vector*>(out + WIDTH) = sum[m][1];
+      }
     }
   }
-#pragma GCC unroll 8
-  for (int64_t m = 0; m < kRows; ++m) {
-    *reinterpret_cast<Vector*>(out + m * out_step) = sum[m][0];
-    *reinterpret_cast<Vector*>(out + m * out_step + kLanes / 2) = sum[m][1];
-  }
 }
+
+// A vector wider than the registers would be taken apart into scalars, so each level has its own:
+// 16 of 32 registers for the sums, or 8 of 16.
+#if defined(FASTGUIDE_LEVEL)
+FASTGUIDE_LEVEL(FASTGUIDE_V4) void multiply(const Product& p) { multiply_blocks<16, 8>(p); }
+FASTGUIDE_LEVEL(FASTGUIDE_V3) void multiply(const Product& p) { multiply_blocks<8, 4>(p); }
+FASTGUIDE_LEVEL("default")
+#endif
+void multiply(const Product& p) { multiply_blocks<4, 4>(p); }
 
 // Blur [length, kLanes]; the rows of `out` are written up to the next multiple of kRows.
 void blur_run(float* out, int64_t out_step, const std::vector<Panel>& axis, const float* in) {
   for (const Panel& panel : axis) {
-    multiply(out + panel.start * out_step, out_step, panel.coefficients.data(), 1, kRows,
-             in + panel.first * kLanes, kLanes, panel.count);
+    multiply({out + panel.start * out_step, out_step, panel.coefficients.data(), 1, kRows,
+              in + panel.first * kLanes, kLanes, panel.count});
   }
 }
 
@@ -67,10 +92,12 @@ void blur_run(float* out, int64_t out_step, const std::vector<Panel>& axis, cons
 template <typename Visit>
 __attribute__((always_inline)) inline void each(int64_t runs, int64_t step, int64_t count,
                                                 Visit visit) {
-  for (int64_t j = 0; j < runs; ++j) {
-    if (count == kLanes) {
+  if (count == kLanes) {
+    for (int64_t j = 0; j < runs; ++j) {
       for (int64_t i = 0; i < kLanes; ++i) visit(j * kLanes + i, j * step + i);
-    } else {
+    }
+  } else {
+    for (int64_t j = 0; j < runs; ++j) {
       for (int64_t i = 0; i < count; ++i) visit(j * kLanes + i, j * step + i);
     }
   }
@@ -191,8 +218,8 @@ void blur_pixels(const Arguments& a) {
       const int64_t to = row * a.out_row + i / lines % a.channels * a.out_token + start * a.width;
       for (const Panel& panel : across[row % across.size()]) {
         // lines past the end hold what was there before, and are not stored
-        multiply(blurred, kLanes, in + panel.first, a.width, 1, panel.coefficients.data(), kLanes,
-                 panel.count);
+        multiply({blurred, kLanes, in + panel.first, a.width, 1, panel.coefficients.data(), kLanes,
+                  panel.count});
         store_runs(a.out, to + panel.start, a.width, blurred, count,
                    std::min(kLanes, a.width - panel.start), a.type);
       }

@@ -19,7 +19,7 @@ def blur(
     """Blur the tokens of `x` along their grid: the maths of `fastguide.reference.blur`.
 
     Separable, reflect padding (the edge is not repeated). Published SEG code (arXiv:2408.00760)
-    takes a sigma above 9999 for infinite; here only infinity is, and a large sigma is a flat kernel.
+    takes a sigma above 9999 for infinite; here only infinity is, and a large one a flat kernel.
 
     Args:
         x: `[R, N, C]`, fp32, bf16 or fp16, any strides. Fast are channels that lie one after the
@@ -77,12 +77,10 @@ def _check(
 
 
 def dense_like(x: Tensor) -> Tensor:
-    """An empty dense tensor in which pixels or channels lie one after the other, as they do in x."""
+    """An empty dense tensor in which pixels or channels lie together, as they do in `x`."""
     if x.stride(1) == 1 and x.stride(2) != 1:
-        return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(
-            1, 2
-        )
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+        return x.new_empty((x.shape[0], x.shape[2], x.shape[1])).transpose(1, 2)
+    return x.new_empty(x.shape)
 
 
 @torch.library.register_fake("fastguide::blur")

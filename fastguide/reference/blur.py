@@ -13,8 +13,9 @@ def blur(
 ) -> Tensor:
     """`x` `[R, N, C]` blurred along its grid (height, width), in the dtype of `x`.
 
-    Along each axis `blurred[i] = sum_t w(t) x[reflect(i + t)]`, `w(t) = exp(-t^2 / 2 sigma^2) / sum`
-    for `|t| <= kernel_size // 2`; sigma 0 is x, infinity the mean over all tokens; a float or [R].
+    Along each axis `blurred[i] = sum_t w(t) x[reflect(i + t)]` over `|t| <= kernel_size // 2`, with
+    `w(t) = exp(-t^2 / 2 sigma^2)` normalised to sum 1. `sigma` is a float or `[R]`; 0 is x, and
+    infinity the mean over all tokens.
     """
     sigmas = sigma.tolist() if isinstance(sigma, Tensor) else [sigma] * x.shape[0]
     rows = [blur_row(row, value, grid, kernel_size) for row, value in zip(x, sigmas, strict=True)]
