@@ -6,11 +6,19 @@ from pathlib import Path
 
 import torch
 
-# Safe on every GPU: 4 elements a thread, at most 80 registers and no spills at any number of slots
+# Safe on every GPU. step: 4 elements a thread, at most 80 registers and no spills at any number of slots
 # and branches, aligned or not (tests/test_step_compile.py). 8 a thread take 10-25 % fewer
 # instructions an element, but up to 240 registers.
 DEFAULTS = {
     "step": {"BLOCK": 512, "num_warps": 4},
+    # BYTES of a token are multiplied at a time: 128 numbers of 16 bits, 64 of 32
+    "attention_colsum": {
+        "QUERIES": 64,
+        "KEYS": 64,
+        "BYTES": 256,
+        "num_warps": 4,
+        "num_stages": 2,
+    },
 }
 
 
