@@ -1,6 +1,5 @@
-"""attention_colsum on the GPU, in two passes over the scores, of which only a tile exists at a time:
-the log-sum-exp of each query, then the sums of each key. 4 D flops and two exponentials for each
-query, key and head; deterministic."""
+"""attention_colsum on the GPU, in two passes over scores of which only a tile exists at a time: the largest score and the sum of each query, then the sums of each key. 4 D flops and two
+exponentials for each query, key and head; deterministic."""
 
 import math
 
@@ -13,8 +12,9 @@ from fastguide.kernels.tuning import lookup
 
 
 @triton.jit
-def log_sum_exp_kernel(
-    out_ptr,
+def row_softmax_kernel(
+    top_ptr,
+    inverse_ptr,
     q_ptr,
     k_ptr,
     q_strides,
@@ -41,12 +41,14 @@ def log_sum_exp_kernel(
     total = tl.zeros([QUERIES], tl.float32)
     q = tokens(q_ptr, q_strides[2], start, queries, dim, 0, QUERIES, DEPTH)
     for first in range(0, keys, KEYS):
-        k = tokens(k_ptr, k_strides[2], first, keys, dim, 0, KEYS, DEPTH)
-        score = product(q, tl.trans(k))
-        for part in tl.static_range(1, PARTS):
-            q_part = tokens(q_ptr, q_strides[2], start, queries, dim, part, QUERIES, DEPTH)
-            k = tokens(k_ptr, k_strides[2], first, keys, dim, part, KEYS, DEPTH)
-            score += product(q_part, tl.trans(k))
+        if PARTS == 1:
+            score = product(q, tokens(k_ptr, k_strides[2], first, keys, dim, 0, KEYS, DEPTH))
+        else:
+            score = tl.zeros([QUERIES, KEYS], tl.float32)
+            for part in range(PARTS):
+                q = tokens(q_ptr, q_strides[2], start, queries, dim, part, QUERIES, DEPTH)
+                k = tokens(k_ptr, k_strides[2], first, keys, dim, part, KEYS, DEPTH)
+                score += product(q, k)
         inside = first + tl.arange(0, KEYS) < keys
         score = tl.where(inside[None, :], score * scale, float("-inf"))
         before = top
@@ -55,7 +57,8 @@ def log_sum_exp_kernel(
 
     # store
     query = start + tl.arange(0, QUERIES)
-    tl.store(out_ptr + head * queries + query, top + tl.log2(total), mask=query < queries)
+    tl.store(top_ptr + head * queries + query, top, mask=query < queries)
+    tl.store(inverse_ptr + head * queries + query, 1.0 / total, mask=query < queries)
 
 
 @triton.jit
@@ -63,7 +66,8 @@ def column_sums_kernel(
     out_ptr,
     q_ptr,
     k_ptr,
-    log_sum_ptr,
+    top_ptr,
+    inverse_ptr,
     q_strides,
     k_strides,
     heads,
@@ -82,21 +86,25 @@ def column_sums_kernel(
     start = tl.program_id(0) % blocks * KEYS
     q_ptr += head // heads * q_strides[0] + head % heads * q_strides[1]
     k_ptr += head // heads * k_strides[0] + head % heads * k_strides[1]
-    log_sum_ptr += head * queries
+    top_ptr += head * queries
+    inverse_ptr += head * queries
 
     # maths: keys are the rows, so that the sum over queries stays within a few threads
     total = tl.zeros([KEYS], tl.float32)
     k = tokens(k_ptr, k_strides[2], start, keys, dim, 0, KEYS, DEPTH)
     for first in range(0, queries, QUERIES):
-        q = tokens(q_ptr, q_strides[2], first, queries, dim, 0, QUERIES, DEPTH)
-        score = product(k, tl.trans(q))
-        for part in tl.static_range(1, PARTS):
-            k_part = tokens(k_ptr, k_strides[2], start, keys, dim, part, KEYS, DEPTH)
-            q = tokens(q_ptr, q_strides[2], first, queries, dim, part, QUERIES, DEPTH)
-            score += product(k_part, tl.trans(q))
+        if PARTS == 1:
+            score = product(k, tokens(q_ptr, q_strides[2], first, queries, dim, 0, QUERIES, DEPTH))
+        else:
+            score = tl.zeros([KEYS, QUERIES], tl.float32)
+            for part in range(PARTS):
+                k = tokens(k_ptr, k_strides[2], start, keys, dim, part, KEYS, DEPTH)
+                q = tokens(q_ptr, q_strides[2], first, queries, dim, part, QUERIES, DEPTH)
+                score += product(k, q)
         query = first + tl.arange(0, QUERIES)
-        log_sum = tl.load(log_sum_ptr + query, mask=query < queries, other=float("inf"))
-        total += tl.sum(tl.exp2(score * scale - log_sum[None, :]), 1)
+        top = tl.load(top_ptr + query, mask=query < queries, other=0.0)
+        inverse = tl.load(inverse_ptr + query, mask=query < queries, other=0.0)
+        total += tl.sum(tl.exp2(score * scale - top[None, :]) * inverse[None, :], 1)
 
     # store
     key = start + tl.arange(0, KEYS)
@@ -114,18 +122,20 @@ def tokens(x_ptr, stride, start, count, dim, part, BLOCK: tl.constexpr, DEPTH: t
 
 @triton.jit
 def product(a, b):
-    """a b in fp32; fp32 factors as three TF32 products, which keep 21 bits of each."""
-    return tl.dot(a, b, input_precision="tf32x3")
+    """a b^T in fp32; fp32 factors as three TF32 products, which keep 21 bits of each."""
+    return tl.dot(a, tl.trans(b), input_precision="tf32x3")
 
 
 def attention_colsum(q: Tensor, k: Tensor, scale: float) -> Tensor:
     """Launch on q `[R, heads, N, D]` and k `[R, heads, M, D]`: fp32 `[R, M]`."""
     rows, heads, queries, dim = q.shape
     keys = k.shape[2]
-    log_sums = torch.empty(rows, heads, queries, dtype=torch.float32, device=q.device)
+    # apart, as a large score would round the logarithm of the sum away
+    top, inverse = torch.empty(2, rows, heads, queries, dtype=torch.float32, device=q.device)
     sums = torch.empty(rows, heads, keys, dtype=torch.float32, device=q.device)
-    settings = lookup("attention_colsum", q.device, bits=8 * q.element_size(), dim=dim)
-    depth = max(16, min(settings["BYTES"] // q.element_size(), triton.next_power_of_2(dim)))
+    kernel = "attention_colsum_fp32" if q.dtype == torch.float32 else "attention_colsum"
+    settings = lookup(kernel, q.device, dim=dim)
+    depth = max(16, min(settings["DEPTH"], triton.next_power_of_2(dim)))
     common = (
         *(q.stride()[:3], k.stride()[:3], heads, queries, keys, dim),
         scale * math.log2(math.e),
@@ -140,7 +150,7 @@ def attention_colsum(q: Tensor, k: Tensor, scale: float) -> Tensor:
     }
     with torch.cuda.device_of(q):
         grid = (triton.cdiv(queries, sizes["QUERIES"]) * rows * heads,)
-        log_sum_exp_kernel[grid](log_sums, q, k, *common, **sizes)
+        row_softmax_kernel[grid](top, inverse, q, k, *common, **sizes)
         grid = (triton.cdiv(keys, sizes["KEYS"]) * rows * heads,)
-        column_sums_kernel[grid](sums, q, k, log_sums, *common, **sizes)
+        column_sums_kernel[grid](sums, q, k, top, inverse, *common, **sizes)
     return sums.mean(1)

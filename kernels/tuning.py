@@ -6,17 +6,25 @@ from pathlib import Path
 
 import torch
 
-# Safe on every GPU. step: 4 elements a thread, at most 80 registers and no spills at any number of slots
-# and branches, aligned or not (tests/test_step_compile.py). 8 a thread take 10-25 % fewer
-# instructions an element, but up to 240 registers.
+# Safe on every GPU, without spills (tests/test_*_compile.py).
 DEFAULTS = {
+    # 4 elements a thread, at most 80 registers at any number of slots and branches, aligned or not.
+    # 8 a thread take 10-25 % fewer instructions an element, but up to 240 registers.
     "step": {"BLOCK": 512, "num_warps": 4},
-    # BYTES of a token are multiplied at a time: 128 numbers of 16 bits, 64 of 32
+    # a token whole: at most 128 registers, and 96 KiB of shared memory at dim 256
     "attention_colsum": {
         "QUERIES": 64,
         "KEYS": 64,
-        "BYTES": 256,
+        "DEPTH": 256,
         "num_warps": 4,
+        "num_stages": 2,
+    },
+    # a token in parts; a tile and its rounding errors take twice the registers, so twice the threads share it
+    "attention_colsum_fp32": {
+        "QUERIES": 64,
+        "KEYS": 64,
+        "DEPTH": 32,
+        "num_warps": 8,
         "num_stages": 2,
     },
 }

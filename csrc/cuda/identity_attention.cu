@@ -15,7 +15,8 @@ namespace fastguide {
 namespace {
 
 template <class Way>
-__global__ void __launch_bounds__(kThreads) identity_attention_kernel(const Arguments a) {
+__global__ void __launch_bounds__(kThreads, Way::kBlocks)
+identity_attention_kernel(const Arguments a) {
   __shared__ typename Way::Shared tile;
   Way::run(a, blockIdx.x, tile);
 }
@@ -29,25 +30,25 @@ void launch(const Arguments& a, int64_t rows) {
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-template <int DIM>
-void launch_type(const Arguments& a, int64_t rows, at::ScalarType type) {
-  if (type == at::kFloat) {
-    launch<Fp32<DIM>>(a, rows);
-  } else if (type == at::kBFloat16) {
-    launch<TensorCores<BFloat16, DIM>>(a, rows);
-  } else {
-    launch<TensorCores<Half, DIM>>(a, rows);
-  }
+template <class T>
+void launch_tensor_cores(const Arguments& a, int64_t rows) {
+  if (a.dim <= 64) return launch<TensorCores<T, 64>>(a, rows);
+  if (a.dim <= 96) return launch<TensorCores<T, 96>>(a, rows);
+  if (a.dim <= 128) return launch<TensorCores<T, 128>>(a, rows);
+  launch<TensorCores<T, 256>>(a, rows);
+}
+
+void launch_fp32(const Arguments& a, int64_t rows) {
+  if (a.dim <= 64) return launch<Fp32<64>>(a, rows);
+  if (a.dim <= 128) return launch<Fp32<128>>(a, rows);
+  launch<Fp32<256>>(a, rows);
 }
 
 // A smaller dim is padded with zeros in registers and shared memory.
-void launch_dim(const Arguments& a, int64_t rows, at::ScalarType type) {
-  if (a.dim <= 32) return launch_type<32>(a, rows, type);
-  if (a.dim <= 64) return launch_type<64>(a, rows, type);
-  if (a.dim <= 96) return launch_type<96>(a, rows, type);
-  if (a.dim <= 128) return launch_type<128>(a, rows, type);
-  if (a.dim <= 160) return launch_type<160>(a, rows, type);
-  launch_type<256>(a, rows, type);
+void launch_type(const Arguments& a, int64_t rows, at::ScalarType type) {
+  if (type == at::kFloat) return launch_fp32(a, rows);
+  if (type == at::kHalf) return launch_tensor_cores<Half>(a, rows);
+  launch_tensor_cores<BFloat16>(a, rows);
 }
 
 Heads heads_of(const at::Tensor& x) {
@@ -66,8 +67,8 @@ at::Tensor identity_attention(const at::Tensor& q, const at::Tensor& k, const at
   const int64_t rows = q.size(0), heads = q.size(1), queries = q.size(2), dim = q.size(3);
   const at::ScalarType type = q.scalar_type();
   TORCH_CHECK(k.sizes() == q.sizes() && v.sizes() == q.sizes() && dim <= 256 &&
-                  q.stride(3) == 1 && k.stride(3) == 1 && v.stride(3) == 1 &&
-                  context_k.stride(3) == 1 && context_v.stride(3) == 1 &&
+                  (dim == 1 || (q.stride(3) == 1 && k.stride(3) == 1 && v.stride(3) == 1 &&
+                                context_k.stride(3) == 1 && context_v.stride(3) == 1)) &&
                   context_v.sizes() == context_k.sizes() && context_k.size(0) == rows &&
                   context_k.size(1) == heads && context_k.size(3) == dim &&
                   (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf),
@@ -97,7 +98,7 @@ at::Tensor identity_attention(const at::Tensor& q, const at::Tensor& k, const at
                     static_cast<float>(scale) * kLog2E,
                     aligned,
                     out.mutable_data_ptr()};
-  launch_dim(a, rows, type);
+  launch_type(a, rows, type);
   return out.transpose(1, 2);
 }
 

@@ -115,6 +115,7 @@ template <class T, int DIM>
 struct TensorCores {
   static constexpr int kKeys = 32;      // of a tile
   static constexpr int kQueries = kThreads / 2;
+  static constexpr int kBlocks = DIM > 128 ? 2 : DIM > 64 ? 3 : 4;  // on one multiprocessor
   static constexpr int kStride = DIM + 8;  // rows begin 4 banks apart: no conflicts
   using Shared = Tile<uint16_t, kKeys, kStride>;
 
@@ -234,6 +235,7 @@ struct Fp32 {
   static constexpr int kKeys = DIM > 128 ? 16 : 32;
   static constexpr int kShare = DIM > 128 ? 1 : 2;  // as many as the registers hold
   static constexpr int kQueries = kThreads / 4 * kShare;
+  static constexpr int kBlocks = DIM > 64 ? 2 : 3;  // on one multiprocessor
   static constexpr int kStep = 8;  // keys between two looks at the largest score
   using Shared = Tile<float, kKeys, DIM>;
 
