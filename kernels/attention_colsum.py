@@ -1,4 +1,5 @@
-"""attention_colsum on the GPU, in two passes over scores of which only a tile exists at a time: the largest score and the sum of each query, then the sums of each key. 4 D flops and two
+"""attention_colsum on the GPU, in two passes over scores of which only a tile exists at a time:
+the largest score and the sum of each query, then the sums of each key. 4 D flops and two
 exponentials for each query, key and head; deterministic."""
 
 import math

@@ -9,6 +9,7 @@ from fastguide import ops, reference
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 ROUNDING = {FP32: 2e-6, BF16: 2**-8, FP16: 2**-11}  # of the output; fp32 also of the sums
+OF_WEIGHTS = {FP32: 0.0, BF16: 2**-8, FP16: 2**-11}  # tensor cores take them in 16 bits
 
 # R, heads, N, T, D
 SIZES = [

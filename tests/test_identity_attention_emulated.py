@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_identity_attention import BF16, FP16, FP32, close, expected, make
+from test_identity_attention import BF16, FP16, FP32, OF_WEIGHTS, close, expected, make
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parent / "csrc"
@@ -77,8 +77,7 @@ def test_equals_the_reference(size, dtype, kind, masked, kernel):
     case = make(size, dtype, kind, masked)
     got, aligned = kernel(**case)
     assert aligned == (kind == "token" and size[4] % 8 == 0)
-    weights = {FP32: 0.0, BF16: 2**-8, FP16: 2**-11}[dtype]  # the tensor cores take them in 16 bits
-    close(got, expected(case), dtype, weights)
+    close(got, expected(case), dtype, OF_WEIGHTS[dtype])
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)

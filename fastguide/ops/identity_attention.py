@@ -18,7 +18,7 @@ def identity_attention(
     scale: float | None = None,
     context_mask: Tensor | None = None,
 ) -> Tensor:
-    """`out_i = sum_j w_j v_j` over `{v_i, v^c_1 ... v^c_T}`, `w = softmax(scale {q_i k_i, q_i k^c})`.
+    """`softmax(scale {q_i k_i, q_i k^c_1 ... q_i k^c_T})` applied to `{v_i, v^c_1 ... v^c_T}`.
 
     The perturbed attention of PAG (Ahn et al. 2024) where image and text attend jointly.
 
