@@ -6,15 +6,32 @@ from pathlib import Path
 
 import torch
 
-# Safe on every GPU: 4 elements a thread, at most 80 registers and no spills at any number of slots
-# and branches, aligned or not (tests/test_step_compile.py). 8 a thread take 10-25 % fewer
-# instructions an element, but up to 240 registers.
+# Safe on every GPU, without spills (tests/test_*_compile.py).
 DEFAULTS = {
     # no spills whatever the strides and the grid, and two blocks at once where they are aligned
     # (tests/test_blur_compile.py); the weights of a tile serve BYTES of neighbours. A loop in more
     # stages takes registers for a second block.
     "blur": {"BLOCK": 64, "STEP": 16, "BYTES": 256, "num_warps": 8, "num_stages": 1},
+    # 4 elements a thread, at most 80 registers at any number of slots and branches, aligned or not.
+    # 8 a thread take 10-25 % fewer instructions an element, but up to 240 registers.
     "step": {"BLOCK": 512, "num_warps": 4},
+    # a token whole: at most 74 registers where tokens are aligned, 97 KiB of shared memory
+    "attention_colsum": {
+        "QUERIES": 64,
+        "KEYS": 64,
+        "DEPTH": 256,
+        "num_warps": 8,
+        "num_stages": 2,
+    },
+    # a token in parts; factors and their rounding errors take twice the registers, so twice the
+    # threads share a tile
+    "attention_colsum_fp32": {
+        "QUERIES": 64,
+        "KEYS": 64,
+        "DEPTH": 32,
+        "num_warps": 8,
+        "num_stages": 2,
+    },
 }
 
 

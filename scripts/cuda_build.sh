@@ -80,8 +80,8 @@ library = Path(built.__file__)
 info = built.build_info()
 check(library.is_relative_to(sys.prefix), f"fastguide was imported from {library}")
 check(info["cuda"] == torch.version.cuda, f"build_info() is {info}")
-for op in ("fastguide::blur", "fastguide::noise", "fastguide::step"):
-    has = torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA")
+for op in ("noise", "step", "blur", "identity_attention", "attention_colsum"):
+    has = torch._C._dispatch_has_kernel_for_dispatch_key(f"fastguide::{op}", "CUDA")
     check(has, f"{op} has no CUDA kernel")
 
 bundled = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -108,5 +108,10 @@ want, _ = reference.step(state.double(), [noise], torch.ones(1, 1), row[0].doubl
 bad = torch.ones(2, dtype=torch.int32)
 ops.step(state, [noise], torch.ones(1, 1, 1), row, torch.tensor(0), bad)
 torch.testing.assert_close(state.double(), want, rtol=2e-6, atol=4e-6)
-print(f"  CUDA {info['cuda']} kernels of blur, noise and step are registered; the CPU ops work beside them")
+q, k, v, context_k, context_v = torch.randn(5, 1, 2, 7, 8)
+out = ops.identity_attention(q, k, v, context_k, context_v, 0.3)
+want = reference.identity_attention(q, k, v, context_k, context_v, 0.3)
+torch.testing.assert_close(out, want)
+torch.testing.assert_close(ops.attention_colsum(q, k), reference.attention_colsum(q, k, 8**-0.5))
+print(f"  CUDA {info['cuda']} kernels of every op are registered; the CPU ops work beside them")
 CHECK

@@ -6,7 +6,9 @@ import math
 
 import exact
 import pytest
+import test_attention_colsum as colsum
 import test_blur
+import test_identity_attention as identity
 import torch
 from test_step import expected, extras_of, make
 
@@ -128,6 +130,66 @@ def test_blur_does_not_wait_for_the_device():
         got = [ops.blur(x, sigma, (8, 12)) for sigma in values]
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def heads_on_gpu(case):
+    """The tensors on the GPU, strides kept."""
+    moved = {}
+    for name, tensor in case.items():
+        there = torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda"
+        )
+        moved[name] = there.copy_(tensor)
+    return moved
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("kind", ["token", "head", "plain"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [*identity.SIZES, (2, 24, 4096, 512, 128)], ids=str)
+def test_identity_attention_equals_the_reference(size, dtype, kind, masked):
+    case = identity.make(size, dtype, kind, masked)
+    if size[2] > 1000:  # the reference's matrix would take 3 GB
+        wide = {k: x if x.dtype == torch.bool else x.float() for k, x in case.items()}
+        want = ops.identity_attention(**wide).double()
+    else:
+        want = identity.expected(case)
+    got = ops.identity_attention(**heads_on_gpu(case))
+    assert got.transpose(1, 2).flatten(2).data_ptr() == got.data_ptr()
+    identity.close(got.cpu(), want, dtype, identity.OF_WEIGHTS[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_identity_attention_limits(dtype):
+    case = identity.make((2, 3, 100, 77, 64), dtype)
+    mask = torch.zeros(2, 77, dtype=torch.bool)
+    there = heads_on_gpu({**case, "context_mask": mask})
+    assert torch.equal(ops.identity_attention(**there).cpu(), case["v"])
+    own = {name: torch.full_like(case[name], 50.0) for name in "qk"}
+    there = heads_on_gpu({**case, **own})
+    assert torch.equal(ops.identity_attention(**there).cpu(), case["v"])
+
+
+@pytest.mark.parametrize("kind", ["token", "head", "plain"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [*colsum.SIZES, (1, 4, 1024, 1024, 64)], ids=str)
+def test_attention_colsum_equals_the_reference(size, dtype, kind):
+    q, k = colsum.make(size, dtype, kind)
+    there = heads_on_gpu({"q": q, "k": k})
+    got = ops.attention_colsum(**there)
+    colsum.close(got.cpu(), colsum.expected(q, k), size[2])
+    assert torch.equal(ops.attention_colsum(**there), got)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_captured_in_a_graph(dtype):
+    case = heads_on_gpu(identity.make((2, 3, 100, 77, 64), dtype, masked=True))
+    want = ops.identity_attention(**case), ops.attention_colsum(case["q"], case["k"])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = ops.identity_attention(**case), ops.attention_colsum(case["q"], case["k"])
+    graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 

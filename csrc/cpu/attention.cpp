@@ -54,8 +54,12 @@ inline __attribute__((always_inline)) void tile(float* __restrict c, int64_t c_s
   }
   for (int64_t d = 0; d < depth; ++d) {
     for (int64_t i = 0; i < kGroup; ++i) {
-      for (int64_t j = 0; j < COLUMNS; ++j) {
-        sums[i][j] += a[i * a_stride + d] * panel[d * kPanel + j];
+      const float factor = a[i * a_stride + d];
+      if constexpr (COLUMNS == kLane) {  // a loop of 16 would be unrolled before it is vectorised
+#pragma GCC unroll 1
+        for (int64_t j = 0; j < COLUMNS; ++j) sums[i][j] += factor * panel[d * kPanel + j];
+      } else {
+        for (int64_t j = 0; j < COLUMNS; ++j) sums[i][j] += factor * panel[d * kPanel + j];
       }
     }
   }

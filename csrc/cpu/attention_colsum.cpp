@@ -81,13 +81,13 @@ void add_softmax(float* sums, const Arguments& a, int64_t r, int64_t h, const fl
 at::Tensor attention_colsum(const at::Tensor& q, const at::Tensor& k, double scale) {
   const int64_t rows = q.size(0), heads = q.size(1), queries = q.size(2), dim = q.size(3);
   const int64_t keys = k.size(2);
-  TORCH_CHECK(q.stride(3) == 1 && k.stride(3) == 1 && k.size(0) == rows && k.size(1) == heads &&
-                  k.size(3) == dim && k.scalar_type() == q.scalar_type(),
+  TORCH_CHECK((dim == 1 || (q.stride(3) == 1 && k.stride(3) == 1)) && k.size(0) == rows &&
+                  k.size(1) == heads && k.size(3) == dim && k.scalar_type() == q.scalar_type(),
               "attention_colsum: call fastguide.ops.attention_colsum");
   const Arguments a{Heads(q), Heads(k), queries, keys, dim, static_cast<float>(scale),
                     type_of(q, "attention_colsum")};
-  const int64_t share = round_up((queries + kShares - 1) / kShares, kMaxBlock);
-  const int64_t shares = (queries + share - 1) / std::max<int64_t>(share, 1);
+  const int64_t share = std::max(round_up((queries + kShares - 1) / kShares, kMaxBlock), kMaxBlock);
+  const int64_t shares = (queries + share - 1) / share;
   std::vector<float> partial(rows * heads * shares * keys);
   at::parallel_for(0, rows * heads * shares, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> panels(round_up(keys, kPanel) * dim);

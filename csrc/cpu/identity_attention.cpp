@@ -112,9 +112,10 @@ at::Tensor identity_attention(const at::Tensor& q, const at::Tensor& k, const at
                               double scale, const std::optional<at::Tensor>& context_mask) {
   const int64_t rows = q.size(0), heads = q.size(1), queries = q.size(2), dim = q.size(3);
   const int64_t keys = context_k.size(2);
-  TORCH_CHECK(k.sizes() == q.sizes() && v.sizes() == q.sizes() && q.stride(3) == 1 &&
-                  k.stride(3) == 1 && v.stride(3) == 1 && context_k.stride(3) == 1 &&
-                  context_v.stride(3) == 1 && context_v.sizes() == context_k.sizes() &&
+  TORCH_CHECK(k.sizes() == q.sizes() && v.sizes() == q.sizes() &&
+                  (dim == 1 || (q.stride(3) == 1 && k.stride(3) == 1 && v.stride(3) == 1 &&
+                                context_k.stride(3) == 1 && context_v.stride(3) == 1)) &&
+                  context_v.sizes() == context_k.sizes() &&
                   context_k.size(0) == rows && context_k.size(1) == heads &&
                   context_k.size(3) == dim,
               "identity_attention: call fastguide.ops.identity_attention");

@@ -10,8 +10,8 @@ from fastguide.ops.heads import check_first, check_heads
 
 
 def attention_colsum(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
-    """fp32 `[R, M]`: `m_j = mean_heads sum_i softmax(scale q k^T)[i, j]`, the mask of SAG before its
-    threshold (Hong et al. 2023). With as many queries as keys its mean over j is 1.
+    """fp32 `[R, M]`: `m_j = mean_heads sum_i softmax(scale q k^T)[i, j]`, which SAG (Hong et al.
+    2023) compares with 1, its mean over j where there are as many queries as keys.
 
     Args:
         q: `[R, heads, N, D]`, fp32, bf16 or fp16, D up to 256, any strides with the last one 1.

@@ -1,4 +1,4 @@
-"""Attention in which an image token sees itself and the context: csrc/cpu/identity_attention.cpp."""
+"""Attention in which an image token sees itself and the context, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ def identity_attention(
     scale: float | None = None,
     context_mask: Tensor | None = None,
 ) -> Tensor:
-    """`out_i = sum_j w_j v_j` over `{v_i, v^c_1 ... v^c_T}`, `w = softmax(scale {q_i k_i, q_i k^c})`:
-    the perturbed self-attention of PAG (Ahn et al. 2024) where image and text attend jointly.
+    """`softmax(scale {q_i k_i, q_i k^c_1 ... q_i k^c_T})` applied to `{v_i, v^c_1 ... v^c_T}`.
+
+    The perturbed attention of PAG (Ahn et al. 2024) where image and text attend jointly.
 
     Without a context the output is v; q and k are not looked at then, and may be None.
 
     Args:
-        q, k, v: `[R, heads, N, D]`, one dtype of fp32, bf16, fp16, D up to 256, any strides with the
-            last one 1.
+        q, k, v: `[R, heads, N, D]`, one dtype of fp32, bf16, fp16, D up to 256, any strides
+            with the last one 1.
         context_k, context_v: `[R, heads, T, D]`, of the same dtype, likewise.
         scale: 1 / sqrt(D) by default.
         context_mask: bool `[R, T]`, False where a context key is padding; none is by default.
