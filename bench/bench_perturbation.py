@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastguide.engine.program import make_program
 from fastguide.engine.rows import Context, bind, run_program
 from fastguide.guidance.base import Branch
-from fastguide.nets import DiT
+from fastguide.nets import DiT, UNet
 from fastguide.perturbation import BlurredQueries, Identity
 from fastguide.staged import Routing, Segment, choose_layers
 
@@ -27,6 +27,11 @@ PAG, SEG, SEG_FINITE = Identity(), BlurredQueries(math.inf), BlurredQueries(2.0)
 def dit():
     """Depth 12 on 256 tokens."""
     return DiT(4, patch=2, width=384, depth=12, attention_heads=6, classes=10)
+
+
+def unet():
+    """Three levels, attention in two of them and in the middle."""
+    return UNet(4, width=64, multipliers=(1, 2, 3), res_blocks=2, attention=(2, 4), classes=10)
 
 
 def randomised(net):
@@ -83,6 +88,12 @@ CASES = [
     ("CFG and PAG, mid", PAG, ("mid",), 2, 0.87),
 ]
 
+UNET_CASES = [
+    ("PAG, mid", PAG, ("mid",), 1),
+    ("SEG inf, mid", SEG, ("mid",), 1),
+    ("CFG and PAG, mid", PAG, ("mid",), 2),
+]
+
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
 def test_dit(ratio, case):
@@ -93,11 +104,20 @@ def test_dit(ratio, case):
     check(ratio, f"DiT, {name}", passes(net, how, layers, conds), conds, limit)
 
 
+@pytest.mark.parametrize("case", UNET_CASES, ids=lambda case: case[0])
+def test_unet(ratio, case):
+    """A U-Net, whose second half is the larger one: half a pass is more than half."""
+    name, how, layers, conds = case
+    torch.manual_seed(0)
+    net = randomised(unet())
+    check(ratio, f"U-Net, {name}", passes(net, how, layers, conds), conds, 1.0)
+
+
 def check(ratio, name, calls, conds, limit):
     """The time, held to `limit` and to 5 % above the share of the FLOPs."""
     ours, full, one = calls
     share, plain = flops(ours) / flops(full), flops(ours) / ((conds + 1) * flops(one))
-    print(f"{name}: {share:.3f} of the twin's FLOPs, {plain:.3f} of {conds + 1} clean passes'")
+    print(f"{name}: {share:.3f} of the twin's FLOPs, {plain:.3f} of {conds + 1} clean passes")
     ratio(f"{name}, against {conds + 1} full passes", ours, full, limit=min(limit, 1.05 * share))
 
 
