@@ -10,6 +10,7 @@ import test_attention_colsum as colsum
 import test_blur
 import test_identity_attention as identity
 import torch
+from loop import loop_of
 from test_step import expected, extras_of, make
 
 import fastguide as fg
@@ -32,9 +33,9 @@ def on_gpu(case):
     return {**moved, "branches": branches}
 
 
-def dit():
+def dit(depth=2):
     torch.manual_seed(0)
-    net = DiT(2, 2, 64, 2, 4, classes=3, heads=2).eval()
+    net = DiT(2, 2, 64, depth, 4, classes=3, heads=2).eval()
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.15)
     return net.requires_grad_(False)
@@ -42,6 +43,22 @@ def dit():
 
 def model_of(net):
     return fg.Model(net, fg.Flow(), fg.Prediction("flow"), (2, 8, 8), null=3, heads=2)
+
+
+METHODS = {
+    "pag": lambda device: fg.PAG(2.0),
+    "seg": lambda device: fg.SEG(2.0),
+    "seg, finite": lambda device: fg.SEG(2.0, sigma=1.0),
+    "sag": lambda device: fg.SAG(0.5),
+    "sag, random": lambda device: fg.SAG(0.5, mask="random"),
+    "slg": lambda device: fg.SLG(1.0),
+    "tpg": lambda device: fg.TPG(1.0),
+    "nag": lambda device: fg.NAG(2.0),
+    "icg": lambda device: fg.ICG(2.0),
+    "tsg": lambda device: fg.TSG(2.0),
+    "autoguidance": lambda device: fg.AutoGuidance(model_of(dit(1).to(device)), 2.0),
+    "held": lambda device: fg.CFG(2.0, every=2) + fg.PAG(1.0, every=3),
+}
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (3, 5, 7), (4, 128, 128)])
@@ -204,23 +221,32 @@ def test_sample_equals_the_cpu(solver, guidance):
     torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=1e-3)
 
 
-def test_the_loop_does_not_wait_for_the_device():
-    sampler = fg.Sampler(model_of(dit().cuda()), fg.CFG(2.0), fg.ddpm, steps=5)
+@pytest.mark.parametrize("name", ["cfg", *METHODS])
+def test_the_loop_does_not_wait_for_the_device(name):
+    guidance = METHODS[name]("cuda") if name in METHODS else fg.CFG(2.0)
+    sampler = fg.Sampler(model_of(dit().cuda()), guidance, fg.ddpm, steps=5)
     labels, seeds = (torch.arange(4) % 3).cuda(), torch.arange(4).cuda()
-    noise = fg.noise(seeds, (2, 8, 8))
-    sampler(labels, seeds)  # compiles the kernels
-    inputs = sampler._bind(None, None, 4)
-
-    from fastguide.engine.run import Inputs, run
-
+    loop = loop_of(sampler, labels, seeds, fg.noise(seeds, (2, 8, 8)))
+    want = loop()  # compiles the kernels
     torch.cuda.set_sync_debug_mode("error")
     try:
-        with torch.no_grad():
-            run(
-                sampler.plan, sampler.net, Inputs(inputs, seeds, noise), (2, 8, 8), torch.float32, 2
-            )
+        got = loop()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("rows", ["batched", "sequential"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_equals_the_cpu(name, rows):
+    labels = torch.arange(6) % 3
+    results = []
+    for device in ("cpu", "cuda"):
+        model = model_of(dit().to(device))
+        guidance = METHODS[name](device)
+        sampler = fg.Sampler(model, guidance, steps=6, rows=rows)
+        results.append(sampler(labels, range(6)).cpu())
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-3)
 
 
 def test_non_finite_values_are_reported():

@@ -7,6 +7,7 @@ from dataclasses import replace
 import plain
 import pytest
 import torch
+from loop import loop_of
 from plain import Treat
 from torch.nn import functional as F
 
@@ -271,6 +272,15 @@ def test_an_interval_takes_the_perturbed_rows_out():
     inside = sum(0.5 <= row.at.ratio <= 2.0 for row in sampler.plan.rows[1:])
     assert 0 < inside < 12
     assert sampler.plan.net_rows == 12 + inside
+
+
+@pytest.mark.parametrize("name", ["pag", "tpg", "sag", "nag"])
+def test_the_loop_alone_is_the_sample(name):
+    guidance, _ = CASES[name](*names_of("dit"))
+    sampler = fg.Sampler(model_of(dit()), guidance, steps=STEPS)
+    cond, seeds = torch.arange(3), torch.arange(3)
+    noise = fg.noise(seeds, (2, 8, 8))
+    assert torch.equal(loop_of(sampler, cond, seeds, noise)(), sampler(cond, seeds))
 
 
 def test_heuns_second_evaluation_is_guided_too():
