@@ -133,7 +133,7 @@ def show(results: dict[str, Any]) -> None:
 def main(
     family: Annotated[str, typer.Argument(help=f"one of {', '.join(FAMILIES)}")] = "perturbation",
     model: Annotated[str, typer.Option(help="name of a bundled model, or a folder")] = "fashion",
-    samples: Annotated[int, typer.Option(help="of a point; a multiple of 100")] = 1000,
+    samples: Annotated[int, typer.Option(help="of a point; a multiple of 100")] = 500,
     dtype: Annotated[str, typer.Option(help="of the network: fp32 or bf16")] = "bf16",
     data: Annotated[Path, typer.Option(help="folder with Fashion-MNIST's IDX files")] = DATA,
     cache: Annotated[Path, typer.Option(help="folder of the classifier")] = CACHE,
