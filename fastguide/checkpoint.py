@@ -47,6 +47,12 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors by name."""
+    stored = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    return hashlib.sha256(tensors_to_bytes(stored)).hexdigest()
+
+
 def save(
     folder: str | Path,
     model: Model,

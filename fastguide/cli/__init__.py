@@ -9,10 +9,11 @@ import typer
 from fastguide.cli.ema import ema
 from fastguide.cli.info import info
 from fastguide.cli.sample import sample
+from fastguide.cli.sims import sims
 from fastguide.cli.train import train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
-for command in (sample, train, ema, info):
+for command in (sample, train, sims, ema, info):
     app.command()(command)
 
 

@@ -43,7 +43,7 @@ class AutoGuidance(Guidance):
 class SIMS(Guidance):
     """Self-improving diffusion models with synthetic data: `(1 + weight) s - weight s_auxiliary`
     (Alemohammad et al. 2024), the auxiliary network being the same one, fine-tuned on its own
-    samples (`fastguide train --recipe sims`).
+    samples (`fastguide sims`).
 
     Args:
         auxiliary: any model of the same process, prediction and shape.

@@ -84,12 +84,14 @@ def train(
     out: str | Path,
     report: Report | None = None,
     dtype: torch.dtype = torch.float32,
+    initial: Mapping[str, Tensor] | None = None,
 ) -> Model:
     """Train `net` on `images` and write the averaged model to `out`.
 
     A run that was interrupted goes on from the last `state.safetensors` in `out`, to the same
     numbers as one that was not. `report(step, loss)` is called after every step.
-    The weights of the finished model are stored as `dtype`; those of snapshots as fp16.
+    The weights of the finished model are stored as `dtype`; those of snapshots as fp16. `initial`
+    are weights to start from (fine-tuning), by name; new ones are drawn where it is None.
 
     Raises:
         ValueError: the network does not fit the images or the recipe, or `out` holds the state of a
@@ -106,12 +108,15 @@ def train(
                 k: v for k, v in asdict(config).items() if k not in ("compile", "save_every")
             },
             "images": list(images.pixels.shape),
+            "initial": None if initial is None else checkpoint.digest(initial),
         }
     )
     torch.manual_seed(config.seed)
     net.initialise()
     net.train()
     parameters = dict(net.named_parameters())
+    for name, weights in (initial or {}).items():
+        parameters[name].data.copy_(weights)
     average = {name: value.detach().clone() for name, value in parameters.items()}
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=config.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
