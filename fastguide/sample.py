@@ -26,7 +26,7 @@ from fastguide.options import Configured, by_name
 from fastguide.perturbation import Layers
 from fastguide.solvers import Solver, ddim, solver_by_name
 from fastguide.spacing import SPACINGS, Levels, make_levels
-from fastguide.staged import Staged, choose_layers
+from fastguide.staged import choose_layers, is_staged
 from fastguide.threshold import DynamicThreshold
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -173,9 +173,7 @@ class Sampler:
 
     def _choose(self, layers: Layers) -> tuple[str, ...]:
         """The names of the network's layers that a guidance names."""
-        return (
-            choose_layers(layers, self.net) if isinstance(self.net, Staged) else no_layers(layers)
-        )
+        return choose_layers(layers, self.net) if is_staged(self.net) else no_layers(layers)
 
     def _mode(self, batch: int) -> RowMode:
         return self.rows or self._measured.get(batch, "batched")

@@ -14,6 +14,7 @@ engine can keep a state and go on from it twice.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -106,6 +107,13 @@ class Staged(Protocol):
 
     @property
     def middle(self) -> tuple[str, ...]: ...
+
+
+def is_staged(net: Any) -> bool:
+    """Whether `net` is run stage by stage: not where `torch.compile` made one piece of it."""
+    dynamo = sys.modules.get("torch._dynamo")  # loaded by whoever compiled something; it is heavy
+    compiled = dynamo is not None and isinstance(net, dynamo.OptimizedModule)
+    return isinstance(net, Staged) and not compiled
 
 
 def run_stages(net: Staged, x: Tensor, t: Tensor, cond: Any) -> Tensor:

@@ -522,6 +522,23 @@ def test_a_network_without_stages_cannot_be_perturbed():
             fg.Sampler(model, guidance, steps=STEPS)
 
 
+def test_a_compiled_network_runs_as_one_piece():
+    net, calls = dit(), []
+
+    def backend(graph, inputs):
+        calls.append(len(inputs))
+        return graph.forward
+
+    compiled = model_of(torch.compile(net, backend=backend))
+    cond = torch.arange(3)
+    got = fg.sample(compiled, cond, fg.CFG(2.0), steps=STEPS, seeds=range(3))
+    assert calls  # what was compiled is what ran
+    want = fg.sample(model_of(net), cond, fg.CFG(2.0), steps=STEPS, seeds=range(3))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="compiled as one piece"):
+        fg.Sampler(compiled, fg.PAG(1.0), steps=STEPS)
+
+
 def test_layers_by_a_wrong_type():
     with pytest.raises(TypeError, match=r"layers has 1\.5"):
         fg.PAG(1.0, layers=1.5)

@@ -60,8 +60,9 @@ class Pattern:
 def no_layers(layers: Layers) -> tuple[str, ...]:
     """What a network without stages answers to the layers of a perturbation."""
     raise ValueError(
-        f"guidance perturbs the layers {list(layers)}, but the network has no stages, so that its "
-        "layers cannot be reached (fastguide.staged says what a network needs)"
+        f"guidance perturbs the layers {list(layers)}, but the network has no stages, or was "
+        "compiled as one piece, so that its layers cannot be reached (fastguide.staged says what a "
+        "network needs)"
     )
 
 

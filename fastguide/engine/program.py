@@ -14,7 +14,7 @@ from typing import Any, Literal
 from fastguide.engine.pattern import Nag
 from fastguide.guidance.base import Branch
 from fastguide.perturbation import NoisyTime, Shuffled, Skipped
-from fastguide.staged import Segment, Stage, Staged
+from fastguide.staged import Segment, Stage, is_staged
 
 RowMode = Literal["batched", "sequential"]
 
@@ -97,7 +97,7 @@ def make_program(
         observe: layers and blocks whose attention's column sums are wanted.
         mode: all rows in one batch, or one batch for each block (not with NAG, whose rows meet).
     """
-    stages = tuple(net.stages) if isinstance(net, Staged) else (_whole(net),)
+    stages = tuple(net.stages) if is_staged(net) else (_whole(net),)
     layout = _Layout(stages, nag, tuple(observe))
     begins = {block: layout.begin(block, rows) for block in rows}
     ordered = sorted(rows, key=lambda block: (begins[block][0], block != block.source))
