@@ -19,6 +19,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from fastguide.perturbation import Layers, Perturbation
@@ -70,6 +71,26 @@ class Routing:
     nag: Normalized | None = None
     observe: Mapping[str, tuple[tuple[int, Hashable], ...]] = field(default_factory=dict)
     observed: dict[Hashable, tuple[Tensor, tuple[int, int]]] = field(default_factory=dict)
+
+    def changed(
+        self, x: Tensor, layer: str, kind: type, change: Callable[[Tensor, Segment], Tensor]
+    ) -> Tensor:
+        """`x` `[rows, ...]` with `change(rows, segment)` for the rows where `layer` is treated by a
+        `kind` of perturbation; x itself where there are none.
+        """
+        segments = self.segments.get(layer, ())
+        if not any(isinstance(segment.how, kind) for segment in segments):
+            return x
+        parts = []
+        for segment, rows in zip(segments, split(x, segments), strict=True):
+            parts.append(change(rows, segment) if isinstance(segment.how, kind) else rows)
+        return torch.cat(parts)
+
+
+def split(x: Tensor, segments: Sequence[Segment]) -> list[Tensor]:
+    """The rows of each segment, views."""
+    unit = x.shape[0] // segments[-1].stop
+    return [x[segment.start * unit : segment.stop * unit] for segment in segments]
 
 
 PLAIN = Routing()

@@ -45,7 +45,7 @@ class Conditions:
         return Conditions(fixed, drawn)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pass:
     """One pass: its rows, the first of which says what is special about it, and their program."""
 
@@ -102,7 +102,11 @@ def make_passes(pattern: Pattern, nets: Nets, mode: RowMode = "batched") -> Pass
 
 
 class Evaluate:
-    """The evaluations of one run, in order: `evaluate(e, pattern, x, state, outputs)`."""
+    """The evaluations of one run, in order: `evaluate(e, pattern, x, state)`.
+
+    Args:
+        outputs: parts of the network's output along its channels.
+    """
 
     def __init__(
         self,
@@ -111,38 +115,44 @@ class Evaluate:
         conditions: Conditions,
         seeds: Tensor,
         dtype: torch.dtype,
+        outputs: int,
     ) -> None:
         self.plan, self.passes, self.conditions = plan, passes, conditions
-        self.seeds, self.dtype = seeds, dtype
+        self.seeds, self.dtype, self.outputs = seeds, dtype, outputs
         self.deltas: dict[Branch, Tensor] = {}  # what is held
-        self.bound: dict[int, list[dict[int, Any]]] = {}
-        for of_pattern in passes.values():
-            for one in of_pattern.all:
-                if not one.draws_condition:
-                    self.bound[id(one)] = bind(one.program, conditions.fixed[one.rows[0].net])
+        self.bound = {
+            one: bind(one.program, conditions.fixed[one.rows[0].net])
+            for of_pattern in passes.values()
+            for one in of_pattern.all
+            if not one.draws_condition
+        }
 
-    def __call__(
-        self, e: int, pattern: Pattern, x: Tensor, state: Tensor, outputs: int
-    ) -> dict[Branch, Tensor]:
+    def __call__(self, e: int, pattern: Pattern, x: Tensor, state: Tensor) -> dict[Branch, Tensor]:
         """The prediction of each branch, and VARIANCE where there are two parts.
 
         Args:
             e: the plan's row.
             x: the network's input, `[inputs B, *shape]`.
             state: x in fp32 and unscaled, `[B, *shape]`.
-            outputs: parts of the network's output along its channels.
         """
-        passes = self.passes[pattern]
+        plan, passes, nag = self.plan, self.passes[pattern], None
+        if pattern.nag is not None:
+            nag = Normalized(plan.nag[e], pattern.nag.tau, pattern.nag.alpha)
         seeds = ops.derive_seeds(self.seeds, e) if passes.draws else None
-        parts = self._first(e, pattern, passes.first, x, seeds, state.shape, outputs)
+        context = Context(seeds, plan.facts[e, Fact.TIME], nag)
+        parts = {
+            rows.with_head(head): part
+            for rows, output in self._run(e, passes.first, x, context).items()
+            for head, part in enumerate(output.chunk(self.outputs, 1))
+        }
         positive = parts[POSITIVE]
         for one in passes.others:
-            found = (
-                self._other(e, one, x, seeds, state.shape)
-                if one.rows[0].net is not None
-                else self._degraded(e, pattern, one, parts, state, seeds, outputs)
-            )
-            parts[one.rows[0]] = found.to(positive.dtype)
+            branch = one.rows[0]
+            if branch.net is not None:
+                found = self._run(e, one, x, context)[branch][:, : state.shape[1]]
+            else:
+                found = self._degraded(e, one, parts[branch.source], state, context)
+            parts[branch] = found.to(positive.dtype)
         for branch in pattern.branches:
             if branch in pattern.held:
                 parts[branch] = positive - self.deltas[branch]
@@ -151,83 +161,38 @@ class Evaluate:
                 self.deltas[branch] = positive - parts[branch]
         return parts
 
-    def _run(
-        self,
-        e: int,
-        one: Pass,
-        x: Tensor,
-        shape: tuple[int, ...],
-        context: Context,
-    ) -> dict[Branch, Tensor]:
-        """One pass, x `[B, *]` or the copies that the program takes."""
-        batch = self.seeds.shape[0]
+    def _run(self, e: int, one: Pass, x: Tensor, context: Context) -> dict[Branch, Tensor]:
+        """One pass, x `[B, *shape]` or the copies that the program takes."""
+        batch, net = self.seeds.shape[0], one.rows[0].net
         if one.draws_condition:
             assert self.conditions.drawn is not None
             assert context.seeds is not None
             drawn = self.conditions.drawn(context.seeds)
             bound = bind(one.program, {**self.conditions.fixed[None], "random": drawn})
         else:
-            bound = self.bound[id(one)]
+            bound = self.bound[one]
         if x.shape[0] != one.program.inputs * batch:
             x = x[:batch].repeat(one.program.inputs, *[1] * (x.ndim - 1))
+        outputs = self.outputs if net is None else net.model.outputs
+        shape = (outputs * x.shape[1], *x.shape[2:])
         return run_program(one.program, x, self.plan.times[e], bound, batch, shape, context)
 
-    def _context(self, e: int, pattern: Pattern, seeds: Tensor | None) -> Context:
-        plan, nag = self.plan, None
-        if pattern.nag is not None:
-            nag = Normalized(plan.nag[e], pattern.nag.tau, pattern.nag.alpha)
-        return Context(seeds, plan.facts[e, Fact.TIME], nag)
-
-    def _first(
-        self,
-        e: int,
-        pattern: Pattern,
-        one: Pass,
-        x: Tensor,
-        seeds: Tensor | None,
-        shape: torch.Size,
-        outputs: int,
-    ) -> dict[Branch, Tensor]:
-        self.context = self._context(e, pattern, seeds)
-        whole = (outputs * shape[1], *shape[2:])
-        return {
-            rows.with_head(head): part
-            for rows, output in self._run(e, one, x, whole, self.context).items()
-            for head, part in enumerate(output.chunk(outputs, 1))
-        }
-
     def _degraded(
-        self,
-        e: int,
-        pattern: Pattern,
-        one: Pass,
-        parts: Mapping[Branch, Tensor],
-        state: Tensor,
-        seeds: Tensor | None,
-        outputs: int,
+        self, e: int, one: Pass, source: Tensor, state: Tensor, context: Context
     ) -> Tensor:
-        """The prediction for the degraded input, moved to where it has the same eps at x."""
-        plan, branch = self.plan, one.rows[0]
+        """The prediction for the degraded input, moved to where it has the same eps at x; `source`
+        is that for x itself.
+        """
+        facts, branch = self.plan.facts[e], one.rows[0]
         settings = branch.degraded
         assert settings is not None
-        observed = self.context.observed.get((*settings.layers, branch.source))
-        alpha, table = plan.facts[e, Fact.ALPHA], plan.table[e]
-        source = parts[branch.source]
-        offset = degraded_offset(settings, state, source, table, alpha, observed, seeds)
-        x = ((state + offset) * plan.facts[e, Fact.INPUT_SCALE]).to(self.dtype)
-        whole = (outputs * state.shape[1], *state.shape[2:])
-        output = self._run(e, one, x, whole, self._context(e, pattern, seeds))[branch]
-        return output[:, : state.shape[1]].float() + plan.facts[e, Fact.MOVE] * offset
-
-    def _other(
-        self, e: int, one: Pass, x: Tensor, seeds: Tensor | None, shape: torch.Size
-    ) -> Tensor:
-        """The prediction of another network."""
-        branch = one.rows[0]
-        assert branch.net is not None
-        whole = (branch.net.model.outputs * shape[1], *shape[2:])
-        context = Context(seeds, self.plan.facts[e, Fact.TIME])
-        return self._run(e, one, x, whole, context)[branch][:, : shape[1]]
+        observed = context.observed.get((*settings.layers, branch.source))
+        offset = degraded_offset(
+            settings, state, source, self.plan.table[e], facts[Fact.ALPHA], observed, context.seeds
+        )
+        x = ((state + offset) * facts[Fact.INPUT_SCALE]).to(self.dtype)
+        prediction = self._run(e, one, x, context)[branch][:, : state.shape[1]]
+        return prediction.float() + facts[Fact.MOVE] * offset
 
 
 def _repeated(cond: Any, batch: int) -> Any:

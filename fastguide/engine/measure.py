@@ -40,10 +40,10 @@ def measure_rows(
     state = torch.zeros((batch, *shape), device=seeds.device)
     calls: dict[RowMode, Callable[[], object]] = {}
     for mode, passes in choices.items():
-        evaluate = Evaluate(plan, passes, conditions, seeds, dtype)
+        evaluate = Evaluate(plan, passes, conditions, seeds, dtype, outputs)
         x = torch.zeros((passes[pattern].inputs * batch, *shape), device=seeds.device, dtype=dtype)
 
-        calls[mode] = partial(evaluate, e, pattern, x, state, outputs)
+        calls[mode] = partial(evaluate, e, pattern, x, state)
     times: dict[RowMode, list[float]] = {mode: [] for mode in calls}
     for _ in range(1 + ROUNDS):
         for mode, call in calls.items():

@@ -74,7 +74,7 @@ def run(
     copies = max(one.inputs for one in passes.values())
     buffer = torch.empty((copies * batch, *shape), device=device, dtype=dtype)
     first_bad = torch.full((batch,), len(plan.rows), dtype=torch.int32, device=device)
-    evaluate = Evaluate(plan, passes, inputs.conditions, inputs.seeds, dtype)
+    evaluate = Evaluate(plan, passes, inputs.conditions, inputs.seeds, dtype, outputs)
     given = iter(inputs.step_noise or ())
     evaluation = 0
     for e, row in enumerate(plan.rows):
@@ -83,7 +83,7 @@ def run(
             x = buffer[: passes[row.pattern].inputs * batch]
             if _aliases(plan.rows[e - 1], passes[row.pattern], dtype):
                 x = state[0]
-            predicted = evaluate(e, row.pattern, x, state[0], outputs)
+            predicted = evaluate(e, row.pattern, x, state[0])
             branches = [predicted[branch] for branch in row.pattern.branches]
         following = plan.rows[e + 1] if e + 1 < len(plan.rows) else None
         net_input = None

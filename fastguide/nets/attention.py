@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from fastguide import ops
 from fastguide.nets.linear import joined
 from fastguide.perturbation import BlurredQueries, Identity, Perturbation, Shuffled
-from fastguide.staged import PLAIN, Normalized, Routing, Segment
+from fastguide.staged import PLAIN, Normalized, Routing, Segment, split
 
 Grid = tuple[int, int]
 
@@ -67,7 +67,7 @@ class SelfAttention(nn.Module):
         if segments is None:
             return self.proj(self._plain(tokens))
         unit = tokens.shape[0] // segments[-1].stop
-        parts = [tokens[s.start * unit : s.stop * unit] for s in segments]
+        parts = split(tokens, segments)
         mixed = [
             None if self._folds(segment) else self._mixed(rows, segment, unit, grid, routing)
             for rows, segment in zip(parts, segments, strict=True)
@@ -185,17 +185,11 @@ def shuffled(tokens: Tensor, layer: str, routing: Routing) -> Tensor:
     """`tokens` `[rows, N, width]`, permuted in the rows where `routing` shuffles the input of
     `layer`: sample i by its own seed and the layer's name alone.
     """
-    segments = routing.segments.get(layer, ())
-    if not any(isinstance(segment.how, Shuffled) for segment in segments):
-        return tokens
-    assert routing.seeds is not None
-    unit = routing.seeds.shape[0]
-    order = ops.noise(routing.seeds, (tokens.shape[1],), zlib.crc32(layer.encode())).argsort(1)
-    parts = []
-    for segment in segments:
-        rows = tokens[segment.start * unit : segment.stop * unit]
-        if isinstance(segment.how, Shuffled):
-            column = order.repeat(segment.stop - segment.start, 1).unsqueeze(2)
-            rows = rows.gather(1, column.expand_as(rows))
-        parts.append(rows)
-    return torch.cat(parts)
+
+    def permuted(rows: Tensor, segment: Segment) -> Tensor:
+        assert routing.seeds is not None
+        order = ops.noise(routing.seeds, rows.shape[1:2], zlib.crc32(layer.encode())).argsort(1)
+        column = order.repeat(segment.stop - segment.start, 1).unsqueeze(2)
+        return rows.gather(1, column.expand_as(rows))
+
+    return routing.changed(tokens, layer, Shuffled, permuted)
