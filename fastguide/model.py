@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastguide.process import EDM, VP, Flow, Prediction
 
@@ -43,6 +43,15 @@ class Model:
     negative: bool = False
     class_names: tuple[str, ...] = ()
     variance: bool = False
+
+    @property
+    def parameter(self) -> Tensor | None:
+        """A floating-point parameter of the network, which has its device and dtype; None where it
+        has none.
+        """
+        if not isinstance(self.net, nn.Module):
+            return None
+        return next((p for p in self.net.parameters() if p.is_floating_point()), None)
 
     @property
     def outputs(self) -> int:

@@ -283,14 +283,8 @@ def _check_shape(model: Model, shape: Sequence[int] | None) -> tuple[int, ...]:
     return chosen
 
 
-def _parameter(net: Any) -> Tensor | None:
-    if not isinstance(net, nn.Module):
-        return None
-    return next((p for p in net.parameters() if p.is_floating_point()), None)
-
-
 def _device_of(model: Model, device: torch.device | str | None) -> torch.device:
-    parameter = _parameter(model.net)
+    parameter = model.parameter
     if parameter is None:
         return torch.device(device or "cpu")
     if device is not None and torch.device(device).type != parameter.device.type:
@@ -301,7 +295,7 @@ def _device_of(model: Model, device: torch.device | str | None) -> torch.device:
 def _net_as(model: Model, dtype: torch.dtype | None) -> tuple[Any, torch.dtype]:
     if dtype is not None and dtype not in _DTYPES:
         raise ValueError(f"dtype is {dtype}, but it should be fp32, bf16 or fp16")
-    parameter = _parameter(model.net)
+    parameter = model.parameter
     if parameter is None:
         return model.net, dtype or torch.float32
     if dtype is None or dtype == parameter.dtype:
@@ -328,10 +322,11 @@ def _others(model: Model, guidance: Guidance | None, device: torch.device) -> tu
                 f"guidance names another model of {other.model.null} classes, but the sampled "
                 f"model has {model.null}"
             )
-        found = _device_of(other.model, None)
-        if found != device and _parameter(other.model.net) is not None:
+        parameter = other.model.parameter
+        if parameter is not None and parameter.device != device:
             raise ValueError(
-                f"guidance names another model on {found}, but the sampled model is on {device}"
+                f"guidance names another model on {parameter.device}, but the sampled model is on "
+                f"{device}"
             )
     return tuple(others)
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fastguide.cli.dtypes import STORED, dtype_of
+
 
 def ema(
     run: Annotated[Path, typer.Argument(help="folder of `fastguide train --lengths ...`")],
@@ -16,16 +18,13 @@ def ema(
     dtype: Annotated[str, typer.Option(help="of the stored weights: fp32 or fp16")] = "fp32",
 ) -> None:
     """Write the model of RUN with weights averaged over another length, or at another step."""
-    import torch
 
     from fastguide import checkpoint
     from fastguide.training.posthoc import kept_averages, reconstruct
 
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16}
-    if dtype not in dtypes:
-        raise ValueError(f"dtype is {dtype!r}, but it should be one of {', '.join(dtypes)}")
+    chosen_dtype = dtype_of(dtype, STORED)
     weights = reconstruct(kept_averages(run), length, step)
     model = checkpoint.load(run)
     made = {"of": run.name, "length": length, "step": step}
-    checkpoint.save(out, model, weights, dtypes[dtype], made)
+    checkpoint.save(out, model, weights, chosen_dtype, made)
     typer.echo(f"{out}: {run.name} averaged with length {length:g}")

@@ -6,8 +6,6 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
-
     from fastguide.guidance import Guidance, Schedule
     from fastguide.model import Model
 
@@ -19,16 +17,6 @@ HELP = (
 )
 _NETWORKS = {"autoguidance": "weak", "sims": "auxiliary"}  # the options that are another model
 _AMOUNTS = {"weight", "scale", "schedule"}
-
-
-def device_of(model: Model) -> torch.device | str:
-    """Where the model's network is."""
-    import torch
-
-    if isinstance(model.net, torch.nn.Module):
-        for parameter in model.net.parameters():
-            return parameter.device
-    return "cpu"
 
 
 def parse_schedule(text: str) -> Schedule:
@@ -90,7 +78,9 @@ def parse_guidance(text: str, scale: float, schedule: Schedule, model: Model) ->
                     f"guidance has {part.strip()!r}, but it needs another model: "
                     f"{_NETWORKS[name]}=FOLDER"
                 )
-            other = fg.load(options.pop(_NETWORKS[name]), device_of(model))
+            parameter = model.parameter
+            device = "cpu" if parameter is None else parameter.device
+            other = fg.load(options.pop(_NETWORKS[name]), device)
             one = methods[name](other, amount, schedule=schedule, **options)
         else:
             one = methods[name](amount, schedule=schedule, **options)

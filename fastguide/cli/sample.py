@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastguide.cli.dtypes import COMPUTED, dtype_of
 from fastguide.cli.guidance import HELP, SCHEDULES, parse_guidance, parse_schedule
 
 if TYPE_CHECKING:
@@ -47,9 +48,7 @@ def sample(
     import fastguide as fg
     from fastguide import images
 
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if dtype not in dtypes:
-        raise ValueError(f"dtype is {dtype!r}, but it should be one of {', '.join(dtypes)}")
+    chosen_dtype = dtype_of(dtype, COMPUTED)
     if batch < 1:
         raise ValueError(f"batch is {batch}, but it should be 1 or more")
     if columns < 0 or zoom < 1:
@@ -57,7 +56,7 @@ def sample(
             f"columns, zoom are {columns}, {zoom}, but they should not be negative or 0"
         )
     numbers = parse_seeds(seeds)
-    loaded = fg.load(model, device, dtypes[dtype])
+    loaded = fg.load(model, device, chosen_dtype)
     chosen = parse_classes("classes", classes, loaded)
     against = parse_classes("negative", negative, loaded) if negative else []
     if len(against) > 1:

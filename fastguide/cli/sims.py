@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastguide.cli.dtypes import STORED, dtype_of
+
 if TYPE_CHECKING:
     from fastguide.model import Model
     from fastguide.training import Images
@@ -30,16 +32,13 @@ def sims(
     """Sample MODEL without guidance, fine-tune a copy of it on the samples, and write that to OUT:
     what `fg.SIMS(auxiliary, weight)` leads away from.
     """
-    import torch
     from rich.progress import Progress
 
     import fastguide as fg
     from fastguide.training import Recipe, TrainConfig
     from fastguide.training import train as run
 
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16}
-    if dtype not in dtypes:
-        raise ValueError(f"dtype is {dtype!r}, but it should be one of {', '.join(dtypes)}")
+    chosen_dtype = dtype_of(dtype, STORED)
     if samples < batch:
         raise ValueError(f"samples is {samples}, but it should be at least batch, {batch}")
     loaded = fg.load(model)
@@ -72,7 +71,7 @@ def sims(
             config,
             out,
             lambda step, _: progress.update(task, completed=step),
-            dtypes[dtype],
+            chosen_dtype,
             initial={name: value.detach().clone() for name, value in net.named_parameters()},
         )
     typer.echo(f"{out}: {model} after {steps} steps on {samples} samples of its own")

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from fastguide.cli.dtypes import STORED, dtype_of
+
 
 def train(
     context: typer.Context,
@@ -63,7 +65,6 @@ def train(
     keep_every: Annotated[int, typer.Option(help="steps between kept averages")] = 500,
 ) -> None:
     """Train a network; with the defaults, a DiT that does single-pass superconditioning and CFG."""
-    import torch
     from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from fastguide.cli import nets
@@ -72,9 +73,7 @@ def train(
     from fastguide.training import train as run
     from fastguide.training.trainable import Trainable
 
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16}
-    if dtype not in dtypes:
-        raise ValueError(f"dtype is {dtype!r}, but it should be one of {', '.join(dtypes)}")
+    chosen_dtype = dtype_of(dtype, STORED)
     nets.check_options(net, [name for name in context.params if _given(context, name)])
     images = load_images(data, names=tuple(filter(None, names.split(","))))
     network: Trainable
@@ -137,7 +136,7 @@ def train(
             progress.update(task, completed=step, loss=smooth[0], speed=speed)
 
         kind = Prediction(prediction)  # type: ignore[arg-type]
-        run(network, images, process, kind, config, out, report, dtypes[dtype])
+        run(network, images, process, kind, config, out, report, chosen_dtype)
 
 
 def _lengths(text: str) -> tuple[float, ...]:

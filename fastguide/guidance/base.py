@@ -30,8 +30,12 @@ class Other:
     model: Model = field(compare=False)
 
     @classmethod
-    def of(cls, model: Model) -> Other:
-        """The network of `model`."""
+    def of(cls, name: str, model: Model) -> Other:
+        """The network of `model`, which the user called `name`."""
+        if not isinstance(model, Model):
+            raise TypeError(
+                f"{name} is a {type(model).__name__}, but it should be a fastguide.Model"
+            )
         return cls(id(model), model)
 
 
@@ -154,6 +158,10 @@ class Inside:
 
 class Guidance:
     """A sum of terms; guidances add up: `CFG(4.0) + CFG(2.0, schedule=interval(0.3, 2.9))`."""
+
+    def __post_init__(self) -> None:
+        self.terms()  # both check their settings
+        self.inside()
 
     def terms(self) -> tuple[Term, ...]:
         """The terms, in order."""

@@ -23,9 +23,6 @@ class CFG(Guidance):
     schedule: Factor = None
     every: int = 1
 
-    def __post_init__(self) -> None:
-        self.terms()
-
     def terms(self) -> tuple[Term, ...]:
         return (
             Term(Branch("negative", every=self.every), self.scale, 1.0, "scale", self.schedule),
@@ -41,9 +38,6 @@ class Superconditioning(Guidance):
     scale: Amount
     schedule: Factor = None
     every: int = 1
-
-    def __post_init__(self) -> None:
-        self.terms()
 
     def terms(self) -> tuple[Term, ...]:
         branch = Branch("cond", head=1, every=self.every)

@@ -26,18 +26,17 @@ from fastguide.perturbation import (
 def terms_of(branch: Branch, weight: Amount, schedule: Factor) -> tuple[Term, ...]:
     """`weight (p_source - p_branch)`: one term where the source is the positive branch, else two,
     as (p_0 - p_branch) - (p_0 - p_source).
+
+    Raises:
+        ValueError: the condition, which the user calls `of`, is another.
     """
+    if branch.cond not in ("cond", "negative"):
+        raise ValueError(f"of is {branch.cond!r}, but it should be 'cond' or 'negative'")
     terms = (Term(branch, weight, 0.0, "weight", schedule),)
     if branch.cond == "cond":
         return terms
     source = replace(branch.source, every=branch.every)
     return (*terms, Term(source, weight, 0.0, "weight", schedule, sign=-1.0))
-
-
-def check_of(of: str) -> None:
-    """Raise unless `of` names a condition."""
-    if of not in ("cond", "negative"):
-        raise ValueError(f"of is {of!r}, but it should be 'cond' or 'negative'")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +48,6 @@ class _Layered(Guidance):
     schedule: Factor = None
     of: Condition = "cond"
     every: int = 1
-
-    def __post_init__(self) -> None:
-        check_of(self.of)
-        self.terms()
 
     def perturbation(self) -> Perturbation:
         """What is done to the layers."""

@@ -35,7 +35,7 @@ class NAG(Guidance):
             raise ValueError(f"tau is {self.tau}, but it should be finite and 1 or more")
         if not 0.0 < self.alpha <= 1.0:
             raise ValueError(f"alpha is {self.alpha}, but it should lie in (0, 1]")
-        self.inside()
+        super().__post_init__()
 
     def terms(self) -> tuple[Term, ...]:
         return ()

@@ -30,12 +30,8 @@ class AutoGuidance(Guidance):
     schedule: Factor = None
     every: int = 1
 
-    def __post_init__(self) -> None:
-        _check_model("weak", self.weak)
-        self.terms()
-
     def terms(self) -> tuple[Term, ...]:
-        branch = Branch(net=Other.of(self.weak), every=self.every)
+        branch = Branch(net=Other.of("weak", self.weak), every=self.every)
         return (Term(branch, self.scale, 1.0, "scale", self.schedule),)
 
 
@@ -55,12 +51,8 @@ class SIMS(Guidance):
     schedule: Factor = None
     every: int = 1
 
-    def __post_init__(self) -> None:
-        _check_model("auxiliary", self.auxiliary)
-        self.terms()
-
     def terms(self) -> tuple[Term, ...]:
-        branch = Branch(net=Other.of(self.auxiliary), every=self.every)
+        branch = Branch(net=Other.of("auxiliary", self.auxiliary), every=self.every)
         return (Term(branch, self.weight, 0.0, "weight", self.schedule),)
 
 
@@ -79,9 +71,6 @@ class ICG(Guidance):
     scale: Amount
     schedule: Factor = None
     every: int = 1
-
-    def __post_init__(self) -> None:
-        self.terms()
 
     def terms(self) -> tuple[Term, ...]:
         branch = Branch("random", every=self.every)
@@ -112,14 +101,9 @@ class TSG(Guidance):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is {value}, but it should be finite and 0 or more")
-        self.terms()
+        super().__post_init__()
 
     def terms(self) -> tuple[Term, ...]:
         how = NoisyTime(float(self.strength), float(self.power))
         branch = Branch(how=how, layers=as_layers(self.layers), every=self.every)
         return (Term(branch, self.scale, 1.0, "scale", self.schedule),)
-
-
-def _check_model(name: str, model: object) -> None:
-    if not isinstance(model, Model):
-        raise TypeError(f"{name} is a {type(model).__name__}, but it should be a fastguide.Model")

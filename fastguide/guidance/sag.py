@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastguide.guidance.base import Amount, Branch, Condition, Factor, Guidance, Term
-from fastguide.guidance.layers import check_of, terms_of
+from fastguide.guidance.layers import terms_of
 from fastguide.perturbation import Degraded, Mask, as_layers
 
 
@@ -43,10 +43,6 @@ class SAG(Guidance):
     schedule: Factor = None
     of: Condition = "cond"
     every: int = 1
-
-    def __post_init__(self) -> None:
-        check_of(self.of)
-        self.terms()
 
     def terms(self) -> tuple[Term, ...]:
         degraded = Degraded(
