@@ -32,15 +32,27 @@ class DynamicThreshold:
                 f"floor, ceiling are {self.floor}, {self.ceiling}, but 0 < floor <= ceiling"
             )
 
-    def bounds(self, x: Tensor, branches: Sequence[Tensor], weights: Tensor, row: Tensor) -> Tensor:
+    def bounds(
+        self,
+        x: Tensor,
+        branches: Sequence[Tensor],
+        weights: Tensor,
+        row: Tensor,
+        deltas: int = 0,
+        factor: Tensor | None = None,
+        factored: int = 0,
+    ) -> Tensor:
         """s fp32 `[B]` for one evaluation; no wait for the device.
 
         Args:
             x: fp32 `[B, ...]`; the branches are like it, the positive one first.
-            weights: `[B or 1, >= K]`.
+            weights: `[B or 1, > K]`.
             row: one row of the coefficient table.
+            deltas, factor, factored: as in `fastguide.ops.step`.
         """
-        sizes = reference.combine(x, branches, weights, row).abs().flatten(1)
+        sizes = (
+            reference.combine(x, branches, weights, row, deltas, factor, factored).abs().flatten(1)
+        )
         # linear interpolation between order statistics, as torch.quantile does up to 16M elements
         place = self.quantile * (sizes.shape[1] - 1)
         low = int(place)

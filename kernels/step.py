@@ -32,6 +32,7 @@ def step_kernel(
     input_ptr,
     first_bad_ptr,
     bound_ptr,
+    factor_ptr,
     numel,
     pixels,
     weights_evaluation_stride,
@@ -40,6 +41,8 @@ def step_kernel(
     READS: tl.constexpr,
     WRITES: tl.constexpr,
     BRANCHES: tl.constexpr,
+    DELTAS: tl.constexpr,
+    FACTORED: tl.constexpr,
     PLAIN: tl.constexpr,
     NOISE: tl.constexpr,
     VARIANCE: tl.constexpr,
@@ -71,6 +74,9 @@ def step_kernel(
     for k in tl.static_range(BRANCHES + VARIANCE):
         offset = branch_offset(branch_strides[k], sample, element, pixels, PLAIN)
         branches = branches + (tl.load(branch_ptrs[k] + offset, mask=inside).to(tl.float32),)
+    factor = x
+    if FACTORED != 0:
+        factor = tl.load(factor_ptr + at, mask=inside)
     noise = tl.zeros_like(x)
     if NOISE == "given":
         noise = tl.load(noise_ptr + at, mask=inside)
@@ -83,14 +89,24 @@ def step_kernel(
     # maths
     denoised = tl.zeros_like(x)
     if BRANCHES > 0:
-        guided = tl.load(weight_ptr) * branches[0]
+        guided = tl.load(weight_ptr + 1) * branches[0]
+        negative = branches[0]
         for k in tl.static_range(1, BRANCHES):
-            guided += tl.load(weight_ptr + k) * (branches[0] - branches[k])
+            delta = branches[k]
+            if (DELTAS >> k) & 1 == 0:
+                delta = branches[0] - delta
+            if k == 1:
+                negative = branches[1]
+                if (DELTAS >> 1) & 1:
+                    negative = branches[0] - branches[1]
+            if (FACTORED >> k) & 1:
+                delta = factor * delta
+            guided += tl.load(weight_ptr + 1 + k) * delta
         of_x, of_prediction = tl.load(row_ptr + OF_X), tl.load(row_ptr + OF_PREDICTION)
-        denoised = of_x * x + of_prediction * guided
+        denoised = (tl.load(weight_ptr) * of_x) * x + of_prediction * guided
         extra = denoised
         if EXTRA == "negative":
-            extra = of_x * x + of_prediction * branches[1 if BRANCHES > 1 else 0]
+            extra = of_x * x + of_prediction * negative
         low, high = tl.load(row_ptr + LOW), tl.load(row_ptr + HIGH)
         denoised = tl.clamp(denoised, low, high, propagate_nan=tl.PropagateNan.ALL)
         if bound_ptr is not None:
@@ -152,6 +168,9 @@ def step(
     variance: Tensor | None,
     bound: Tensor | None,
     extra: int,
+    deltas: int,
+    factor: Tensor | None,
+    factored: int,
 ) -> None:
     """Launch on `state` [slots, B, channels, pixels]; see fastguide.ops.step for the arguments."""
     slots, batch, channels, pixels = state.shape
@@ -173,6 +192,7 @@ def step(
             net_input,
             first_bad,
             bound,
+            factor,
             numel,
             pixels,
             weights.stride(0),
@@ -181,6 +201,8 @@ def step(
             READS=reads,
             WRITES=writes,
             BRANCHES=len(branches),
+            DELTAS=deltas,
+            FACTORED=factored,
             PLAIN=plain,
             NOISE="given" if noise is not None else "none" if seeds is None else "drawn",
             VARIANCE=variance is not None,

@@ -8,7 +8,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from test_step import EVALUATIONS, close, expected, extras_of, make
+from test_step import EVALUATIONS, close, expected, extras_of, make, mixed_of
 
 import fastguide as fg
 from fastguide import ops, reference
@@ -44,6 +44,9 @@ def launch(
     variance=None,
     bound=None,
     extra=Extra.NONE,
+    deltas=0,
+    factor=None,
+    factored=0,
 ):
     """ops.step as it runs on a GPU; every output lies before a sentinel."""
     state, state_end = guarded(case["state"])
@@ -68,6 +71,9 @@ def launch(
         None if variance is None else ops.as_planes(variance, 1),
         bound,
         extra,
+        deltas,
+        None if factor is None else ops.as_planes(factor, 1),
+        factored,
     )
     assert all((end == SENTINEL).all() for end in ends)
     return state, net_input, bad.tolist()
@@ -122,6 +128,16 @@ def interpreted_variance_bound_and_extra(slots, branches, noise, kind):
             close(launch(case, **arguments, **chosen)[0], want, 2 * slots)
 
 
+@pytest.mark.parametrize("kind", ["plain", "channels", "last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("branches", [1, 2, 3, 5])
+def interpreted_deltas_and_factors(branches, dtype, kind):
+    case, mixed = mixed_of(make(2, branches, (2, 3, 5, 7), dtype, kind))
+    for extra in Extra:
+        want, _ = expected(case, **mixed, extra=extra)
+        close(launch(case, **mixed, extra=extra)[0], want, 4)
+
+
 @pytest.mark.parametrize("kind", ["plain", "last"])
 def interpreted_several_blocks_with_broadcast_weights(kind):
     shape = (3, 3, 31, 37)
@@ -173,7 +189,7 @@ def interpreted_a_slot_is_read_before_it_is_written():
 
 def interpreted_weight_zero_is_off_to_the_bit():
     case = make(1, 2)
-    case["weights"][:, :, 0], case["weights"][:, :, 1] = 1.0, 0.0
+    case["weights"][:, :, 2] = 0.0
     alone = {**case, "branches": case["branches"][:1]}
     assert torch.equal(launch(case)[0], launch(alone)[0])
 

@@ -59,18 +59,18 @@ def test_a_second_head_costs_no_row():
     assert plan.rows[1].pattern.branches == (POSITIVE, Branch("cond", 1))
     both = plan_for(fg.Flow(), fg.Superconditioning(3.0) + fg.CFG(2.0))
     assert both.net_rows == 12
-    assert both.weights[1, 0].tolist() == [1.0, 2.0, 1.0]
+    assert both.weights[1, 0].tolist() == [1.0, 1.0, 2.0, 1.0]
 
 
 def test_weights_of_one_branch_add_up_and_may_cancel():
     plan = plan_for(fg.Flow(), fg.CFG(3.0) + fg.CFG(2.0))
-    assert plan.weights[1, 0].tolist() == [1.0, 3.0]
+    assert plan.weights[1, 0].tolist() == [1.0, 1.0, 3.0]
     assert plan_for(fg.Flow(), fg.CFG(3.0) + fg.CFG(-1.0)).net_rows == 6
 
 
 def test_per_sample_scales_run_the_rows_if_any_sample_needs_them():
     plan = plan_for(fg.Flow(), fg.CFG(torch.tensor([1.0, 4.0])))
-    assert plan.weights[1].tolist() == [[1.0, 0.0], [1.0, 3.0]]
+    assert plan.weights[1].tolist() == [[1.0, 1.0, 0.0], [1.0, 1.0, 3.0]]
     assert plan.batch == 2
     assert plan_for(fg.Flow(), fg.CFG(torch.ones(2))).net_rows == 6
 

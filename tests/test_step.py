@@ -33,7 +33,7 @@ def make(slots, branches, shape=(3, 4, 5, 7), dtype=torch.float32, kind="plain",
     return {
         "state": torch.randn(slots, *shape),
         "branches": [layout(torch.randn(shape).to(dtype), kind) for _ in range(branches)],
-        "weights": torch.randn(EVALUATIONS, 1 if broadcast else batch, max(branches, 1) + 1),
+        "weights": torch.randn(EVALUATIONS, 1 if broadcast else batch, branches + 2),
         "table": table,
         "evaluation": torch.tensor(1),
         "first_bad": torch.full((batch,), EVALUATIONS, dtype=torch.int32),
@@ -61,6 +61,19 @@ def extras_of(case, kind):
         "variance": variance,
         "bound": torch.rand(shape[0]) + 0.2,
         "extra": Extra.NEGATIVE,
+    }
+
+
+def mixed_of(case):
+    """Every second branch is a delta of another dtype, and most are multiplied by a factor."""
+    branches = [b.half() if k % 2 else b for k, b in enumerate(case["branches"])]
+    deltas = sum(1 << k for k in range(1, len(branches), 2))
+    factored = sum(1 << k for k in range(1, len(branches)) if k != 3)
+    factor = torch.randn(case["state"].shape[1:]) if factored else None
+    return {**case, "branches": branches}, {
+        "deltas": deltas,
+        "factor": factor,
+        "factored": factored,
     }
 
 
@@ -107,6 +120,41 @@ def test_variance_bound_and_extra(slots, branches, dtype, kind):
             want, _ = expected(now, noise.double(), **chosen)
             ops.step(**now, noise=noise, **chosen)
             close(now["state"], want, 2 * slots)
+
+
+@pytest.mark.parametrize("kind", ["plain", "channels", "last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("branches", [1, 2, 3, 5])
+def test_deltas_and_factors(branches, dtype, kind):
+    case, mixed = mixed_of(make(2, branches, dtype=dtype, kind=kind))
+    for extra in Extra:
+        now = {**case, "state": case["state"].clone()}
+        want, _ = expected(now, **mixed, extra=extra)
+        ops.step(**now, **mixed, extra=extra)
+        close(now["state"], want, 4)
+
+
+def test_a_given_delta_is_the_difference_and_a_factor_its_weight():
+    case = make(1, 3)
+    positive, first, second = case["branches"]
+    given = {**case, "branches": [positive, positive - first, positive - second]}
+    weights = case["weights"].clone()
+    weights[..., 3] *= 2.5
+    plain = {**case, "state": case["state"].clone(), "weights": weights}
+    ops.step(**plain, extra=Extra.NEGATIVE)
+    factor = torch.full_like(positive, 2.5)
+    ops.step(**given, extra=Extra.NEGATIVE, deltas=0b110, factor=factor, factored=0b100)
+    close(given["state"], plain["state"].double(), 4)
+
+
+def test_the_share_of_x():
+    case = make(1, 1)
+    case["weights"][:, :, 0] = 0.0
+    without = {**case, "state": case["state"].clone(), "table": case["table"].clone()}
+    without["table"][:, Column.OF_X] = 0.0
+    ops.step(**case)
+    ops.step(**without)
+    assert torch.equal(case["state"], without["state"])
 
 
 def test_each_extra_changes_the_result():
@@ -172,7 +220,7 @@ def test_casts_are_torchs_for_every_kind_of_number(dtype):
     table[0, Column.INPUT_SCALE], table[0, Column.MATRIX] = 1.0, 1.0
     bad = torch.ones(1, dtype=torch.int32)
     out = torch.empty(1, values.numel(), dtype=dtype)
-    ops.step(x.clone(), [], torch.ones(1, 1, 1), table, torch.tensor(0), bad, net_input=out)
+    ops.step(x.clone(), [], torch.ones(1, 1, 2), table, torch.tensor(0), bad, net_input=out)
     assert torch.equal(out[0], values.to(dtype))
     # and the other way: a prediction of every half number is read as torch reads it
     every = torch.arange(65536).to(torch.int32).to(torch.uint16).view(dtype)
@@ -184,7 +232,7 @@ def test_casts_are_torchs_for_every_kind_of_number(dtype):
         math.inf,
     )
     state = torch.zeros(1, 1, every.numel())
-    ops.step(state, [every[None]], torch.ones(1, 1, 1), table, torch.tensor(0), bad)
+    ops.step(state, [every[None]], torch.ones(1, 1, 2), table, torch.tensor(0), bad)
     assert torch.equal(state[0, 0], every.float())
 
 
@@ -211,7 +259,7 @@ def test_without_branches_it_maps_the_slots():
 
 def test_weight_zero_is_off_to_the_bit():
     case = make(1, 2)
-    case["weights"][:, :, 0], case["weights"][:, :, 1] = 1.0, 0.0
+    case["weights"][:, :, 2] = 0.0
     alone = {**case, "state": case["state"].clone(), "branches": case["branches"][:1]}
     ops.step(**case)
     ops.step(**alone)
@@ -259,7 +307,6 @@ BAD = [
     ("state", lambda c: c["state"].transpose(2, 3), "state is"),
     ("state", lambda c: torch.zeros(9, 3, 4, 5, 7), "state has 9 slots"),
     ("branches", lambda c: [c["branches"][0], c["branches"][1][:2]], r"branches\[1\].shape is \(2"),
-    ("branches", lambda c: [c["branches"][0], c["branches"][1].half()], r"branches\[1\].dtype is"),
     (
         "branches",
         lambda c: [b.double() for b in c["branches"]],
@@ -267,17 +314,21 @@ BAD = [
     ),
     ("table", lambda c: c["table"][:, :-1], "table is torch.float32 of shape"),
     ("weights", lambda c: c["weights"][:, :2], "weights is"),
-    ("weights", lambda c: c["weights"][:, :, :1], "weights is"),
+    ("weights", lambda c: c["weights"][:, :, :2], "weights is"),
     ("evaluation", lambda c: torch.tensor([1]), "evaluation is"),
     ("first_bad", lambda c: torch.zeros(3), "first_bad is"),
     ("seeds", lambda c: torch.arange(2), "seeds is"),
     ("noise", lambda c: torch.zeros(3, 4, 5, 6), "noise is"),
     ("net_input", lambda c: torch.zeros(4, 4, 5, 7), "net_input is"),
     ("net_input", lambda c: torch.zeros(3, 4, 5, 7, dtype=torch.float64), "net_input is"),
-    ("variance", lambda c: c["branches"][0].half(), "variance is torch.float16"),
+    ("variance", lambda c: c["branches"][0].double(), "variance is torch.float64"),
     ("variance", lambda c: c["branches"][0][:2], r"variance is torch.float32 of shape \(2"),
     ("bound", lambda c: torch.ones(4), "bound is torch.float32 of shape"),
     ("extra", lambda c: 3, "extra is 3"),
+    ("deltas", lambda c: 0b1, "deltas is 0b1, but it may have the bits 0b10"),
+    ("factored", lambda c: 0b100, "factored is 0b100, but it may"),
+    ("factored", lambda c: 0b10, "factored is 0b10, but factor is NoneType"),
+    ("factor", lambda c: torch.zeros(3, 4, 5, 7), "factored is 0b0, but factor is Tensor"),
     ("table", lambda c: c["table"].to("meta"), "table is on meta, but state is on cpu"),
 ]
 
@@ -308,7 +359,17 @@ def raw(case):
         ops.as_planes(case["branches"][0], 1),
         torch.rand(3) + 0.5,
         1,
+        0b10,
+        torch.randn(3, 4, 35),
+        0b10,
     )
+
+
+def test_a_factor_of_another_shape_is_an_error():
+    case = make(1, 2)
+    for factor in (torch.zeros(3, 4, 5, 6), torch.zeros(3, 4, 5, 7).double()):
+        with pytest.raises(ValueError, match="factor is torch"):
+            ops.step(**case, factor=factor, factored=0b10)
 
 
 def test_opcheck():

@@ -75,6 +75,9 @@ def arguments(case, shape=(2, 4, 16, 16), reads=0xFF, writes=0xFF):
         None,
         None,
         Extra.NONE,
+        0,
+        None,
+        0,
     )
 
 
@@ -91,7 +94,7 @@ def test_step_fits_in_registers(case, shape, compiled, tmp_path):
 def test_step_with_every_extra_fits_in_registers(case, extra, compiled, tmp_path):
     plain = arguments(case)
     variance, bound = plain[1][0], torch.ones(2)
-    kernel = compiled(*plain[:-3], variance, bound, extra)
+    kernel = compiled(*plain[:-6], variance, bound, extra, 0, None, 0)
     # everything at once, 8 slots and 6 images, leaves room for 20 warps
     check_resources(kernel, 96 if case[0] == 8 else 80, tmp_path)
     want = accesses(compiled(*plain))
@@ -99,6 +102,18 @@ def test_step_with_every_extra_fits_in_registers(case, extra, compiled, tmp_path
     wide = {kind: n for kind, n in found.items() if " v" in kind}
     if "channels" in case:  # one more branch to read, and all else stays
         assert wide == {**{k: n for k, n in want.items() if " v" in k}, "ld v2.b32": 3}
+
+
+@pytest.mark.parametrize("case", [(1, 2, BF16, "drawn", "channels", 2), CASES[-1]], ids=name)
+def test_step_with_deltas_and_a_factor(case, compiled, tmp_path):
+    plain = arguments(case)
+    factor = torch.randn(plain[0].shape[1:])
+    everything = (1 << case[1]) - 2
+    kernel = compiled(*plain[:-3], everything, factor, everything)
+    check_resources(kernel, 96 if case[0] == 8 else 64, tmp_path)
+    want, found = accesses(compiled(*plain)), accesses(kernel)
+    assert found["ld v4.b32"] == want["ld v4.b32"] + 1  # the factor, and all else stays
+    assert sum(found.values()) == sum(want.values()) + 1
 
 
 def test_step_with_offsets_of_64_bits(compiled, tmp_path):
@@ -120,7 +135,8 @@ def test_aligned_step_moves_four_elements_at_once(case, compiled):
     # all else is one number for many elements: the evaluation, a seed, weights, the table's row
     row = slots * (slots + 1 + (noise != "none")) + 4 * (branches > 0) + (copies > 0)
     scalars = sum(n for kind, n in found.items() if " v" not in kind)
-    assert scalars == 1 + (noise == "drawn") + branches + row
+    weights = branches + (branches > 0)  # x's share too
+    assert scalars == 1 + (noise == "drawn") + weights + row
     assert kernel.metadata.shared == 0  # no thread waits for another
 
 

@@ -15,13 +15,13 @@ from fastguide.table import Column
 @pytest.mark.parametrize("shape", [(3, 1), (2, 2), (2, 4, 7, 5)])
 def test_the_bound_is_the_quantile_of_the_denoised_image(quantile, shape):
     x, branches = torch.randn(shape), [torch.randn(shape) for _ in range(3)]
-    weights = torch.randn(shape[0], 3)
+    weights = torch.randn(shape[0], 4)
     row = torch.zeros(tables.width(1))
     row[Column.OF_X], row[Column.OF_PREDICTION] = 1.3, -0.7
     w = weights.reshape(*weights.shape, *[1] * (x.ndim - 1))
-    guided = w[:, 0] * branches[0]
-    guided = guided + sum(w[:, k] * (branches[0] - branches[k]) for k in (1, 2))
-    want = (1.3 * x - 0.7 * guided).abs().flatten(1).quantile(quantile, dim=1)
+    guided = w[:, 1] * branches[0]
+    guided = guided + sum(w[:, 1 + k] * (branches[0] - branches[k]) for k in (1, 2))
+    want = (w[:, 0] * 1.3 * x - 0.7 * guided).abs().flatten(1).quantile(quantile, dim=1)
     got = fg.DynamicThreshold(quantile, floor=1e-6).bounds(x, branches, weights, row)
     torch.testing.assert_close(got, want)
     bounded = fg.DynamicThreshold(quantile, 0.5, 0.6).bounds(x, branches, weights, row)

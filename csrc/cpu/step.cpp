@@ -28,6 +28,7 @@ struct Branch {
   const void* data;
   int64_t batch, outer, inner;
   bool plain;  // all elements of a sample lie one after the other
+  Type type;
 };
 
 struct Arguments {
@@ -35,9 +36,11 @@ struct Arguments {
   int64_t slots, batch, numel, pixels;
   const Branch* branches;
   int64_t branch_count;
-  Type branch_type;
+  int64_t deltas;         // bit k: branch k is a delta already
+  const float* factor;    // or null
+  int64_t factored;       // bit k: delta k is multiplied by the factor
   const float* row;      // of the table
-  const float* weights;  // of the evaluation: [batch, branches]
+  const float* weights;  // of the evaluation: [batch, x and branches]
   int64_t weight_stride;
   uint32_t evaluation;
   const int64_t* seeds;  // or null
@@ -53,15 +56,15 @@ struct Arguments {
 };
 
 void load_strided(float* out, const Branch& branch, int64_t sample, int64_t start, int64_t count,
-                  int64_t pixels, Type type) {
+                  int64_t pixels) {
   int64_t channel = start / pixels, pixel = start % pixels;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t at = sample * branch.batch + channel * branch.outer + pixel * branch.inner;
-    if (type == Type::kFloat) {
+    if (branch.type == Type::kFloat) {
       out[i] = static_cast<const float*>(branch.data)[at];
     } else {
       const uint16_t bits = static_cast<const uint16_t*>(branch.data)[at];
-      out[i] = type == Type::kBFloat16 ? from_bfloat16(bits) : from_half(bits);
+      out[i] = branch.type == Type::kBFloat16 ? from_bfloat16(bits) : from_half(bits);
     }
     if (++pixel == pixels) pixel = 0, ++channel;
   }
@@ -70,9 +73,9 @@ void load_strided(float* out, const Branch& branch, int64_t sample, int64_t star
 void load(float* out, const Arguments& a, const Branch& branch, int64_t sample, int64_t start,
           int64_t count) {
   if (branch.plain) {
-    load_run(out, branch.data, sample * branch.batch + start, count, a.branch_type);
+    load_run(out, branch.data, sample * branch.batch + start, count, branch.type);
   } else {
-    load_strided(out, branch, sample, start, count, a.pixels, a.branch_type);
+    load_strided(out, branch, sample, start, count, a.pixels);
   }
 }
 
@@ -84,6 +87,16 @@ FASTGUIDE_CLONES void first_branch(float* __restrict guided, const float* __rest
 FASTGUIDE_CLONES void add_delta(float* __restrict guided, const float* __restrict positive,
                                 const float* __restrict other, float weight, int64_t count) {
   for (int64_t i = 0; i < count; ++i) guided[i] += weight * (positive[i] - other[i]);
+}
+
+FASTGUIDE_CLONES void subtract_from(float* __restrict other, const float* __restrict positive,
+                                    int64_t count) {
+  for (int64_t i = 0; i < count; ++i) other[i] = positive[i] - other[i];
+}
+
+FASTGUIDE_CLONES void add_product(float* __restrict guided, const float* __restrict factor,
+                                  const float* __restrict delta, float weight, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) guided[i] += weight * (factor[i] * delta[i]);
 }
 
 // guided becomes the denoised image; comparisons, not fmin: a NaN must stay one.
@@ -127,6 +140,27 @@ FASTGUIDE_CLONES bool all_finite(const float* __restrict x, int64_t count) {
   return !bad;
 }
 
+// guided += weight f delta of branch k, which is left in `other` as it was given.
+void add_branch(const Arguments& a, int64_t k, int64_t sample, int64_t start, int64_t count,
+                float weight, const float* positive, float* guided, float* other) {
+  load(other, a, a.branches[k], sample, start, count);
+  const bool given = a.deltas >> k & 1;
+  if (!(a.factored >> k & 1)) {
+    given ? add_scaled(guided, other, weight, count)
+          : add_delta(guided, positive, other, weight, count);
+    return;
+  }
+  const float* factor = a.factor + sample * a.numel + start;
+  if (given) {
+    add_product(guided, factor, other, weight, count);
+    return;
+  }
+  alignas(64) float delta[kRun];
+  std::memcpy(delta, other, count * sizeof(float));
+  subtract_from(delta, positive, count);
+  add_product(guided, factor, delta, weight, count);
+}
+
 void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
   alignas(64) float positive[kRun], other[kRun], guided[kRun], drawn[kRun], extra[kRun];
   alignas(64) float out[kMaxSlots][kRun];
@@ -137,17 +171,18 @@ void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
   if (a.branch_count > 0) {
     const float of_x = a.row[kOfX], of_prediction = a.row[kOfPrediction];
     load(positive, a, a.branches[0], sample, start, count);
-    first_branch(guided, positive, weight[0], count);
+    first_branch(guided, positive, weight[1], count);
+    if (a.extra == kNegative) affine(extra, x, positive, of_x, of_prediction, count);
     for (int64_t k = 1; k < a.branch_count; ++k) {
-      load(other, a, a.branches[k], sample, start, count);
-      add_delta(guided, positive, other, weight[k], count);
-      if (k == 1 && a.extra == kNegative) affine(extra, x, other, of_x, of_prediction, count);
+      add_branch(a, k, sample, start, count, weight[1 + k], positive, guided, other);
+      if (k == 1 && a.extra == kNegative) {
+        if (a.deltas >> 1 & 1) subtract_from(other, positive, count);
+        affine(extra, x, other, of_x, of_prediction, count);
+      }
     }
-    if (a.extra == kNegative && a.branch_count == 1) {
-      affine(extra, x, positive, of_x, of_prediction, count);
-    }
-    if (a.extra == kUnclamped) affine(extra, x, guided, of_x, of_prediction, count);
-    denoise(guided, x, of_x, of_prediction, a.row[kLow], a.row[kHigh], count);
+    const float share = weight[0] * of_x;
+    if (a.extra == kUnclamped) affine(extra, x, guided, share, of_prediction, count);
+    denoise(guided, x, share, of_prediction, a.row[kLow], a.row[kHigh], count);
     if (a.bound != nullptr) threshold(guided, a.bound[sample], count);
   }
   const float* noise = nullptr;
@@ -200,7 +235,8 @@ void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
           const std::optional<at::Tensor>& seeds, const std::optional<at::Tensor>& noise,
           const std::optional<at::Tensor>& net_input, at::Tensor& first_bad, int64_t reads,
           int64_t writes, const std::optional<at::Tensor>& variance,
-          const std::optional<at::Tensor>& bound, int64_t extra) {
+          const std::optional<at::Tensor>& bound, int64_t extra, int64_t deltas,
+          const std::optional<at::Tensor>& factor, int64_t factored) {
   const int64_t slots = state.size(0), batch = state.size(1);
   const int64_t pixels = state.size(3), numel = state.size(2) * pixels;
   const int64_t e = evaluation.item<int64_t>();
@@ -208,13 +244,14 @@ void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
   TORCH_CHECK(state.dim() == 4 && state.is_contiguous() && slots <= kMaxSlots && e >= 0 &&
                   e < table.size(0) && e < weights.size(0) && table.is_contiguous() &&
                   table.size(1) >= kMatrix + slots * (slots + 3) &&
-                  weights.size(2) >= static_cast<int64_t>(branches.size()),
+                  weights.size(2) > static_cast<int64_t>(branches.size()),
               "step: call fastguide.ops.step");
   at::SmallVector<Branch, 8> views;
   const auto view = [pixels](const at::Tensor& branch) {
     const int64_t outer = branch.stride(1), inner = branch.stride(2);
     const bool plain = (pixels == 1 || inner == 1) && (branch.size(1) == 1 || outer == pixels);
-    return Branch{branch.const_data_ptr(), branch.stride(0), outer, inner, plain};
+    return Branch{branch.const_data_ptr(), branch.stride(0), outer, inner, plain,
+                  type_of(branch, "step")};
   };
   for (const at::Tensor& branch : branches) views.push_back(view(branch));
   const Branch variance_view = variance ? view(*variance) : Branch{};
@@ -222,7 +259,8 @@ void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
   a.state = state.mutable_data_ptr<float>();
   a.slots = slots, a.batch = batch, a.numel = numel, a.pixels = pixels;
   a.branches = views.data(), a.branch_count = static_cast<int64_t>(views.size());
-  a.branch_type = views.empty() ? Type::kFloat : type_of(branches[0], "step");
+  a.deltas = deltas, a.factored = factored;
+  a.factor = factor ? factor->const_data_ptr<float>() : nullptr;
   a.row = table.const_data_ptr<float>() + e * table.stride(0);
   a.weights = weights.const_data_ptr<float>() + e * weights.stride(0);
   a.weight_stride = weights.size(1) == 1 ? 0 : weights.stride(1);

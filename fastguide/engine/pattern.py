@@ -72,7 +72,7 @@ def make_patterns(
     needed: list[bool],
     choose: Callable[[Layers], tuple[str, ...]],
 ) -> tuple[list[Pattern], list[Tensor], Tensor, int | None]:
-    """Per evaluation: the pattern, the weights of its branches fp64 `[B or 1, K]`, and NAG's scale
+    """Per evaluation: the pattern, the weights of x and its branches fp64 `[B or 1, 1 + K]`, and NAG's scale
     fp64 `[E, B or 1]`; then the batch that the guidance holds values for. Where `needed`, the first
     unperturbed branch beside the positive one is active whatever its weight.
     """
@@ -104,7 +104,7 @@ def make_patterns(
         age = {branch: age[branch] + 1 if branch in on else 0 for branch in totals}
         patterns.append(Pattern((POSITIVE, *on), nags[e], held))
         ones = torch.ones(batch or 1, dtype=torch.float64)
-        packed.append(torch.stack([ones, *on.values()], dim=1))
+        packed.append(torch.stack([ones, ones, *on.values()], dim=1))
     return patterns, packed, nag_scales, batch
 
 

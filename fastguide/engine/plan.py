@@ -66,7 +66,7 @@ class Plan:
         rows: the start, then one per update.
         slots: names of the state slots, "x" first.
         table: `[E, width(slots)]` (`fastguide.table`).
-        weights: `[E, B or 1, K]`, the active branches of each row packed to the front.
+        weights: `[E, B or 1, 1 + K]`: of x, then of the active branches of each row.
         times: `[E]`: the network's time of each row.
         nag: `[E, B or 1]`: NAG's scale.
         facts: `[E, 4]`: of the level; the columns are `Fact`.
@@ -153,7 +153,7 @@ def make_plan(
     scales = [1.0 if u.at is None else prediction.input_scale(u.at) for u in updates]
     table = torch.zeros(len(updates), _table.width(len(slots)), dtype=torch.float64)
     packed = torch.zeros(
-        len(updates), batch or 1, max(len(p.branches) for p in patterns), dtype=torch.float64
+        len(updates), batch or 1, 1 + max(len(p.branches) for p in patterns), dtype=torch.float64
     )
     nag = torch.ones(len(updates), batch or 1, dtype=torch.float64)
     facts = torch.zeros(len(updates), len(Fact), dtype=torch.float64)
@@ -163,7 +163,7 @@ def make_plan(
         if update.at is not None:
             pattern = patterns[evaluation]
             nag[e] = nags[evaluation]
-            packed[e, :, : len(pattern.branches)] = weights[evaluation]
+            packed[e, :, : 1 + len(pattern.branches)] = weights[evaluation]
             a, b = prediction.denoised(update.at)
             table[e, Column.OF_X], table[e, Column.OF_PREDICTION] = a, b
             facts[e] = torch.tensor(_facts(update.at, a, b, scales[e]), dtype=torch.float64)

@@ -30,15 +30,19 @@ def step(
     variance: Tensor | None = None,
     bound: Tensor | None = None,
     extra: int = Extra.NONE,
+    deltas: int = 0,
+    factor: Tensor | None = None,
+    factored: int = 0,
 ) -> None:
     """Update `state` in place and write the next network input: the maths of
     `fastguide.reference.step`.
 
     Args:
         state: fp32 `[slots, B, *shape]`, contiguous; slot 0 is x, the others are history.
-        branches: active predictions `[B, *shape]`, one dtype of fp32, bf16, fp16, any strides; the
+        branches: K active predictions `[B, *shape]`, each fp32, bf16 or fp16, any strides; the
             positive one first. Without any, the update is a map of the slots alone.
-        weights: fp32 `[E, B or 1, >= K]`: `guided = w_0 p_0 + sum_k w_k (p_0 - p_k)`.
+        weights: fp32 `[E, B or 1, > K]`: `denoised = w_x OF_X x + OF_PREDICTION guided`, with
+            `guided = w_0 p_0 + sum_k w_k f_k delta_k`; in the order w_x, w_0, w_1 ...
         table: fp32 `[E, width(slots)]`, contiguous (`fastguide.table`).
         evaluation: int64 scalar tensor: the row of `weights` and `table`, and of the noise.
         first_bad: int32 `[B]`; lowered to the evaluation at which x of a sample becomes non-finite.
@@ -51,12 +55,16 @@ def step(
         bound: fp32 `[B]`, positive: the denoised image is clamped to [-bound, bound] and divided by
             bound (dynamic thresholding).
         extra: `fastguide.table.Extra`, the image that the last column of the matrix multiplies.
+        deltas: bit k is set where branch k is delta_k itself, not p_k with delta_k = p_0 - p_k.
+        factor: fp32 `[B, *shape]`, contiguous: f_k of the branches whose bit is set in `factored`;
+            the others' is 1.
 
     Raises:
         ValueError: a shape, dtype, device or layout is not as above.
     """
     _check_step(state, branches, weights, table, evaluation, first_bad, seeds, noise, net_input)
-    _check_extras(state, branches, variance, bound, extra)
+    _check_extras(state, variance, bound, extra)
+    _check_deltas(state, branches, deltas, factor, factored)
     everything = (1 << state.shape[0]) - 1
     torch.ops.fastguide.step(
         as_planes(state, 2),
@@ -73,6 +81,9 @@ def step(
         None if variance is None else as_planes(variance, 1),
         bound,
         int(extra),
+        deltas,
+        None if factor is None else as_planes(factor, 1),
+        factored,
     )
 
 
@@ -107,9 +118,9 @@ def _check_step(
             raise ValueError(
                 f"branches[{k}].shape is {tuple(branch.shape)}, but x is {tuple(sample)}"
             )
-        if branch.dtype not in _PREDICTION_DTYPES or branch.dtype != branches[0].dtype:
+        if branch.dtype not in _PREDICTION_DTYPES:
             raise ValueError(
-                f"branches[{k}].dtype is {branch.dtype}, but all should be one of fp32, bf16, fp16"
+                f"branches[{k}].dtype is {branch.dtype}, but it should be fp32, bf16 or fp16"
             )
     if table.dtype != torch.float32 or table.shape[1:] != (_table.width(slots),):
         raise ValueError(
@@ -120,12 +131,12 @@ def _check_step(
         weights.ndim != 3
         or weights.dtype != torch.float32
         or weights.shape[1] not in (1, sample[0])
-        or weights.shape[2] < len(branches)
+        or weights.shape[2] <= len(branches)
         or weights.shape[0] != table.shape[0]
     ):
         raise ValueError(
             f"weights is {weights.dtype} of shape {tuple(weights.shape)}, but it should be fp32 "
-            f"[{table.shape[0]}, {sample[0]} or 1, >= {len(branches)}]"
+            f"[{table.shape[0]}, {sample[0]} or 1, > {len(branches)}]"
         )
     if evaluation.ndim != 0 or evaluation.dtype != torch.int64:
         raise ValueError(f"evaluation is {evaluation!r}, but it should be an int64 scalar tensor")
@@ -179,19 +190,19 @@ def _check_step(
 
 def _check_extras(
     state: Tensor,
-    branches: Sequence[Tensor],
     variance: Tensor | None,
     bound: Tensor | None,
     extra: int,
 ) -> None:
     sample = state.shape[1:]
-    dtype = branches[0].dtype if branches else None
     if variance is not None and (
-        variance.shape != sample or variance.dtype != dtype or variance.device != state.device
+        variance.shape != sample
+        or variance.dtype not in _PREDICTION_DTYPES
+        or variance.device != state.device
     ):
         raise ValueError(
             f"variance is {variance.dtype} of shape {tuple(variance.shape)} on {variance.device}, "
-            f"but it should be like the branches: {dtype} of shape {tuple(sample)}"
+            f"but it should be fp32, bf16 or fp16 of shape {tuple(sample)}"
         )
     if bound is not None and (
         bound.shape != sample[:1] or bound.dtype != torch.float32 or bound.device != state.device
@@ -202,6 +213,34 @@ def _check_extras(
         )
     if extra not in tuple(Extra):
         raise ValueError(f"extra is {extra}, but it should be one of {[*Extra]}")
+
+
+def _check_deltas(
+    state: Tensor,
+    branches: Sequence[Tensor],
+    deltas: int,
+    factor: Tensor | None,
+    factored: int,
+) -> None:
+    possible = (1 << len(branches)) - 2 if branches else 0  # all but the positive one
+    for name, mask in (("deltas", deltas), ("factored", factored)):
+        if mask & ~possible:
+            raise ValueError(
+                f"{name} is {mask:#b}, but it may have the bits {possible:#b}: those of the "
+                "branches beside the positive one"
+            )
+    if bool(factored) != (factor is not None):
+        raise ValueError(f"factored is {factored:#b}, but factor is {type(factor).__name__}")
+    if factor is not None and (
+        factor.shape != state.shape[1:]
+        or factor.dtype != torch.float32
+        or not factor.is_contiguous()
+        or factor.device != state.device
+    ):
+        raise ValueError(
+            f"factor is {factor.dtype} of shape {tuple(factor.shape)} on {factor.device}, but it "
+            f"should be contiguous fp32 {tuple(state.shape[1:])}"
+        )
 
 
 @torch.library.register_fake("fastguide::step")

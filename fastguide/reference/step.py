@@ -10,14 +10,29 @@ from torch import Tensor
 from fastguide.table import Column, Extra, matrix
 
 
-def combine(x: Tensor, branches: Sequence[Tensor], weights: Tensor, row: Tensor) -> Tensor:
+def delta_of(positive: Tensor, branch: Tensor, given: bool, factor: Tensor | None = None) -> Tensor:
+    """f (p_0 - p_k), or f p_k where the branch is the delta itself, in the dtype of p_0."""
+    delta = branch.to(positive.dtype) if given else positive - branch.to(positive.dtype)
+    return delta if factor is None else factor.to(positive.dtype) * delta
+
+
+def combine(
+    x: Tensor,
+    branches: Sequence[Tensor],
+    weights: Tensor,
+    row: Tensor,
+    deltas: int = 0,
+    factor: Tensor | None = None,
+    factored: int = 0,
+) -> Tensor:
     """The guided denoised image before any clamp, in the dtype of `x` `[B, ...]`; see step."""
-    positive, *others = (branch.to(x.dtype) for branch in branches)
+    positive = branches[0].to(x.dtype)
     w = weights.to(x.dtype).reshape(*weights.shape, *[1] * (x.ndim - 1))
-    guided = w[:, 0] * positive
-    for k, other in enumerate(others, 1):
-        guided = guided + w[:, k] * (positive - other)
-    return row[Column.OF_X] * x + row[Column.OF_PREDICTION] * guided
+    guided = w[:, 1] * positive
+    for k in range(1, len(branches)):
+        f = factor if factored >> k & 1 else None
+        guided = guided + w[:, 1 + k] * delta_of(positive, branches[k], bool(deltas >> k & 1), f)
+    return w[:, 0] * row[Column.OF_X] * x + row[Column.OF_PREDICTION] * guided
 
 
 def step(
@@ -29,25 +44,32 @@ def step(
     variance: Tensor | None = None,
     bound: Tensor | None = None,
     extra: int = Extra.NONE,
+    deltas: int = 0,
+    factor: Tensor | None = None,
+    factored: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """One update; returns (new state, next network input before its cast), both like `state`.
 
     Args:
         state: `[slots, B, ...]`, slot 0 is x.
         branches: the active predictions, `[B, ...]` each, the positive one first; may be empty.
-        weights: `[B, K]` or `[1, K]`.
+        weights: `[B, 1 + K]` or `[1, 1 + K]`: w_x, w_0, w_1 ...
         row: one row of the coefficient table (`fastguide.table`).
         noise: `[B, ...]` or None.
         variance: `[B, ...]` or None: noise is scaled by `exp(SPREAD variance)`.
         bound: `[B]` or None: the denoised image is clamped to +-bound, then divided by it.
         extra: which image is the last source of the matrix.
+        deltas, factor, factored: as in `fastguide.ops.step`.
     """
     x = state[0]
     denoised = unclamped = negative = torch.zeros_like(x)
     if branches:
-        unclamped = combine(x, branches, weights, row)
-        first_other = branches[min(1, len(branches) - 1)]
-        negative = combine(x, [first_other], torch.ones_like(weights), row)
+        unclamped = combine(x, branches, weights, row, deltas, factor, factored)
+        positive = branches[0].to(x.dtype)
+        other = positive
+        if len(branches) > 1:
+            other = positive - delta_of(positive, branches[1], bool(deltas >> 1 & 1))
+        negative = row[Column.OF_X] * x + row[Column.OF_PREDICTION] * other
         denoised = unclamped.clamp(row[Column.LOW], row[Column.HIGH])
         if bound is not None:
             column = bound.to(state.dtype).reshape(-1, *[1] * (x.ndim - 1))
