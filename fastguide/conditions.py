@@ -16,8 +16,8 @@ from fastguide.model import Model
 
 
 def named_conditions(model: Model, guidance: Guidance | None) -> set[str]:
-    """The kinds of condition that the guidance needs: "cond", "negative", "head" (a second
-    head).
+    """The kinds of condition that the guidance needs: "cond", "negative", "head" (a second head),
+    "target" (what a classifier is to find).
     """
     names = {"cond"}
     for term in guidance.terms() if guidance is not None else ():
@@ -27,6 +27,8 @@ def named_conditions(model: Model, guidance: Guidance | None) -> set[str]:
                 f"{model.heads}"
             )
         names.add("head" if term.branch.head else term.branch.cond)
+        if term.branch.potential is not None and term.branch.potential.targets:
+            names.add("target")
         if term.branch.cond == "random":
             _check_random(model)
     if guidance is not None and guidance.inside():
@@ -59,6 +61,8 @@ def bind(
         )
     if model.null is None and cond is None and "negative" in names and negative is None:
         raise ValueError("guidance needs a negative condition, but model.null is None")
+    if model.null is None and "target" in names and isinstance(as_labels(cond), Tensor):
+        cond = None  # the network takes none: it is the classifier's
     positive = _batched("cond", cond, model, batch, device)
     other = None
     if "negative" in names or model.negative:
@@ -68,6 +72,31 @@ def bind(
     null = _batched("null", None, model, batch, device)
     beside = other if "head" in names else null
     return {"cond": (positive, beside), "negative": (other, null)}
+
+
+def as_labels(cond: Any) -> Tensor | None:
+    """`cond` as int64 labels, or None where it is something else."""
+    if isinstance(cond, bool) or not isinstance(cond, (int, list, tuple, range, Tensor)):
+        return None
+    labels = cond if isinstance(cond, Tensor) else None
+    if labels is None and (isinstance(cond, int) or all(isinstance(one, int) for one in cond)):
+        labels = torch.tensor(cond if isinstance(cond, int) else list(cond))
+    if labels is None or labels.is_floating_point() or labels.dtype == torch.bool:
+        return None
+    return labels.long() if labels.ndim < 2 else None
+
+
+def bind_target(model: Model, cond: Any, batch: int, device: torch.device) -> Tensor:
+    """The labels int64 `[B]` that a classifier is to find: `cond` of the call."""
+    labels = as_labels(cond)
+    if labels is None:
+        raise ValueError(
+            f"cond is {cond!r}, but guidance by a classifier needs integer labels: as cond, or as "
+            "the guidance's own labels"
+        )
+    if labels.ndim and len(labels) != batch:
+        raise ValueError(f"cond.shape is {tuple(labels.shape)}, but there are {batch} seeds")
+    return labels.expand(batch).to(device)
 
 
 def bind_other(

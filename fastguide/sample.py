@@ -13,8 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from fastguide import ops
-from fastguide.conditions import bind, bind_other, named_conditions, random_condition
+from fastguide.conditions import (
+    bind,
+    bind_other,
+    bind_target,
+    named_conditions,
+    random_condition,
+)
 from fastguide.engine.evaluate import Conditions, make_passes
+from fastguide.engine.gradient import differentiable
 from fastguide.engine.measure import measure_rows
 from fastguide.engine.pattern import no_layers
 from fastguide.engine.plan import Plan, make_plan
@@ -113,6 +120,8 @@ class Sampler:
         if rows not in (None, *get_args(RowMode)):
             raise ValueError(f"rows is {rows!r}, but it should be one of {get_args(RowMode)}")
         self.plan = make_plan(*self._plan_arguments, device=self.device, choose=self._choose)
+        if any(pattern.graph for pattern in self.plan.patterns):
+            nets[None] = differentiable(self.net)
         self.rows = rows
         self._passes = {
             mode: {pattern: make_passes(pattern, nets, mode) for pattern in self.plan.patterns}
@@ -164,11 +173,11 @@ class Sampler:
         )
         plan = self.plan if callback is None else self._with_preview()
         passes = self._passes[self._mode(batch)]
-        samples, first_bad = run(
+        samples, first_bad, bad_gradient = run(
             plan, passes, inputs, self.shape, self.dtype, self.model.outputs, callback
         )
         if check:
-            _check_finite(plan, samples, first_bad, rows)
+            _check_finite(plan, samples, first_bad, bad_gradient, rows)
         return samples
 
     def _choose(self, layers: Layers) -> tuple[str, ...]:
@@ -224,7 +233,10 @@ class Sampler:
         for other in self._others:
             fixed[other] = bind_other(other.model, self.model, cond, batch, self.device)
         drawn = partial(random_condition, self.model, own["cond"])
-        return Conditions(fixed, drawn if "random" in self._conditions else None)
+        target = None
+        if "target" in self._conditions:
+            target = bind_target(self.model, cond, batch, self.device)
+        return Conditions(fixed, drawn if "random" in self._conditions else None, target)
 
     def _check_noise(self, name: str, noise: Tensor | None, batch: int) -> Tensor | None:
         if noise is None:
@@ -344,8 +356,11 @@ def _bounds(
     return float(low), float(high)
 
 
-def _check_finite(plan: Plan, samples: Tensor, first_bad: Tensor, seeds: Tensor) -> None:
-    rows = first_bad.tolist()  # the run's one wait for the device
+def _check_finite(
+    plan: Plan, samples: Tensor, first_bad: Tensor, bad_gradient: Tensor, seeds: Tensor
+) -> None:
+    found = torch.cat([first_bad.long(), bad_gradient.view(1)])
+    *rows, gradient = found.tolist()  # the run's one wait for the device
     bad = [(row, i) for i, row in enumerate(rows) if row < len(plan.rows)]
     if not bad:
         return
@@ -353,10 +368,13 @@ def _check_finite(plan: Plan, samples: Tensor, first_bad: Tensor, seeds: Tensor)
     for row in plan.rows[1:]:
         numbers.append(numbers[-1] + (row.pattern is not None))
     row, i = min(bad)
+    pattern = plan.rows[gradient].pattern if gradient <= row else None
+    names = {b.potential.name for b in pattern.branches if b.potential} if pattern else set()
+    cause = f"; the gradient of the {' or the '.join(sorted(names))} is not" if names else ""
     raise NonFiniteError(
         f"{len(bad)} of {len(rows)} samples are not finite; the first is sample {i} (seed "
         f"{int(seeds[i])}), from evaluation {numbers[row]} of {plan.evaluations} on, "
-        f"at {plan.rows[row].at}",
+        f"at {plan.rows[row].at}{cause}",
         samples,
         [numbers[r] if r < len(plan.rows) else None for r in rows],
     )

@@ -132,9 +132,13 @@ class Staged(Protocol):
 
 def is_staged(net: Any) -> bool:
     """Whether `net` is run stage by stage: not where `torch.compile` made one piece of it."""
+    return isinstance(net, Staged) and not is_compiled(net)
+
+
+def is_compiled(net: Any) -> bool:
+    """Whether `torch.compile` made one piece of the module."""
     dynamo = sys.modules.get("torch._dynamo")  # loaded by whoever compiled something; it is heavy
-    compiled = dynamo is not None and isinstance(net, dynamo.OptimizedModule)
-    return isinstance(net, Staged) and not compiled
+    return dynamo is not None and isinstance(net, dynamo.OptimizedModule)
 
 
 def run_stages(net: Staged, x: Tensor, t: Tensor, cond: Any) -> Tensor:

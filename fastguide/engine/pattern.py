@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from fastguide.guidance.base import POSITIVE, Branch, Guidance
+from fastguide.guidance.modifiers import Rectified
+from fastguide.guidance.schedule import values_of
 from fastguide.perturbation import Layers, NoisyTime
 from fastguide.process import Level
 from fastguide.staged import TIME
+
+MOVED = Branch(moved=True)
 
 
 @dataclass(frozen=True)
@@ -25,21 +29,54 @@ class Nag:
 
 @dataclass(frozen=True)
 class Pattern:
-    """The branches that are active at an evaluation, the positive one first; `held` are those whose
-    delta is that of an earlier evaluation.
+    """The branches that are active at an evaluation, the positive one first.
+
+    Args:
+        held: those whose delta is that of an earlier evaluation.
+        refreshed: whether REG's factor is computed at this evaluation.
     """
 
     branches: tuple[Branch, ...]
     nag: Nag | None = None
     held: frozenset[Branch] = frozenset()
+    refreshed: bool = False
+
+    @property
+    def computed(self) -> tuple[Branch, ...]:
+        """The branches whose delta is computed at this evaluation, from a prediction."""
+        return tuple(b for b in self.branches if b not in self.held and b.potential is None)
+
+    @property
+    def rectified(self) -> Rectified | None:
+        """The settings of REG, where a branch has it."""
+        return next((b.rectified for b in self.branches if b.rectified is not None), None)
+
+    @property
+    def graph(self) -> bool:
+        """Whether something is differentiated through the positive rows."""
+        how = self.rectified
+        by_factor = how is not None and how.mode == "vjp" and self.refreshed
+        by_chain = how is not None and how.mode == "chain"
+        by_potential = any(
+            b.potential is not None and b.potential.of == "denoised" and b not in self.held
+            for b in self.branches
+        )
+        return by_factor or by_chain or by_potential
+
+    @property
+    def projects(self) -> bool:
+        """Whether weights depend on inner products."""
+        return any(b.projection is not None or b.rescales for b in self.branches)
 
     @property
     def passes(self) -> tuple[tuple[Branch, ...], ...]:
         """The rows of each pass: one block of B rows each. The first pass, then one for each other
         network and for each degraded input.
         """
-        computed = [branch for branch in self.branches if branch not in self.held]
+        computed = self.computed
         first = [b.source if b.degraded else b.rows for b in computed if b.net is None]
+        if self.rectified is not None and self.rectified.mode == "difference" and self.refreshed:
+            first.append(MOVED)
         degraded = dict.fromkeys(b.rows for b in computed if b.degraded)
         others: list[tuple[Branch, ...]] = [(rows,) for rows in degraded]
         if self.nag is not None:
@@ -53,7 +90,7 @@ class Pattern:
 
     @property
     def net_rows(self) -> int:
-        """Blocks of rows in all passes."""
+        """Blocks of rows in all passes, backward passes not counted."""
         return sum(len(rows) for rows in self.passes)
 
 
@@ -72,9 +109,9 @@ def make_patterns(
     needed: list[bool],
     choose: Callable[[Layers], tuple[str, ...]],
 ) -> tuple[list[Pattern], list[Tensor], Tensor, int | None]:
-    """Per evaluation: the pattern, the weights of x and its branches fp64 `[B or 1, 1 + K]`, and NAG's scale
-    fp64 `[E, B or 1]`; then the batch that the guidance holds values for. Where `needed`, the first
-    unperturbed branch beside the positive one is active whatever its weight.
+    """Per evaluation: the pattern, the weights of x and of its branches fp64 `[B or 1, 1 + K]`, and
+    NAG's scale fp64 `[E, B or 1]`; then the batch that the guidance holds values for. Where
+    `needed`, the first unperturbed branch beside the positive one is active whatever its weight.
     """
     terms = guidance.terms() if guidance is not None else ()
     inside = [one.term for one in guidance.inside()] if guidance is not None else []
@@ -86,31 +123,73 @@ def make_patterns(
     for term in terms:
         branch = _chosen(term.branch, choose)
         weights = term.weights(levels).expand(len(levels), batch or 1)
-        if branch.degraded:  # where alpha is 0, x holds nothing of the image that could be degraded
+        if branch.degraded or branch.potential:  # where alpha is 0, x holds nothing of an image
             weights = weights * torch.tensor([[float(at.alpha > 0)] for at in levels])
         totals[branch] = totals.get(branch, 0.0) + weights
-    plain = {branch: w for branch, w in totals.items() if _is_plain(branch)}
-    totals = {**plain, **totals}
+    totals = _ordered(totals, any(needed))
+    within = _within(totals, levels)
+    zero_steps = max([0, *(b.projection.zero_steps for b in totals if b.projection is not None)])
     age = dict.fromkeys(totals, 0)  # evaluations since the branch became active
+    factor_age = 0
     nags, nag_scales = _nags(guidance, levels, batch, choose)
     patterns, packed = [], []
+    ones = torch.ones(batch or 1, dtype=torch.float64)
     for e in range(len(levels)):
-        on = {
-            branch: w[e]
-            for i, (branch, w) in enumerate(totals.items())
-            if bool(w[e].any()) or (i == 0 and needed[e] and branch in plain)
-        }
-        held = frozenset(branch for branch in on if age[branch] % branch.every)
-        age = {branch: age[branch] + 1 if branch in on else 0 for branch in totals}
-        patterns.append(Pattern((POSITIVE, *on), nags[e], held))
-        ones = torch.ones(batch or 1, dtype=torch.float64)
+        if e < zero_steps:
+            patterns.append(Pattern((POSITIVE,)))
+            packed.append(torch.stack([ones, 0.0 * ones], dim=1))
+            continue
+        on: dict[Branch, Tensor] = {}
+        held = set()
+        for i, (branch, w) in enumerate(totals.items()):
+            if not (bool(w[e].any()) or (i == 0 and needed[e] and _is_plain(branch))):
+                age[branch] = 0
+                continue
+            now = branch if within[e] else replace(branch, rectified=None)
+            on[now] = on.get(now, 0.0) + w[e]
+            if age[branch] % branch.every:
+                held.add(now)
+            age[branch] += 1
+        how = next((b.rectified for b in on if b.rectified is not None), None)
+        refreshed = how is not None and factor_age % how.every == 0
+        factor_age = 0 if how is None else factor_age + 1
+        patterns.append(Pattern((POSITIVE, *on), nags[e], frozenset(held), refreshed))
         packed.append(torch.stack([ones, ones, *on.values()], dim=1))
     return patterns, packed, nag_scales, batch
 
 
+def _ordered(totals: dict[Branch, Tensor], needed: bool) -> dict[Branch, Tensor]:
+    """The clean predictions of the network itself first; where one is `needed` and there is none,
+    that of a delta which is made from one, with weight 0. What moves the noise comes last.
+    """
+    last = {b: w for b, w in totals.items() if b.potential is not None and b.potential.mean}
+    plain = {branch: w for branch, w in totals.items() if _is_plain(branch)}
+    if needed and not plain:
+        for branch, w in totals.items():
+            if branch.rows == branch.source and branch.potential is None:
+                plain = {branch.delta: torch.zeros_like(w)}
+                break
+    others = {branch: w for branch, w in totals.items() if branch not in last}
+    return {**plain, **others, **last}
+
+
 def _is_plain(branch: Branch) -> bool:
-    """Whether it is a clean prediction of the network itself."""
-    return branch.rows == branch.source
+    """Whether it is made from a clean prediction of the network itself, as it is."""
+    return branch.rows == branch.source and not branch.derived
+
+
+def _within(totals: dict[Branch, Tensor], levels: list[Level]) -> list[bool]:
+    """Per evaluation, whether REG is on."""
+    hows = {branch.rectified for branch in totals if branch.rectified is not None}
+    if len(hows) > 1:
+        raise ValueError(
+            f"guidance holds REG with {len(hows)} different settings, but its factor is one: "
+            "REG(a + b)"
+        )
+    schedule = hows.pop().within if hows else None
+    if schedule is None:
+        return [True] * len(levels)
+    return [value != 0.0 for value in values_of(schedule, levels)]
 
 
 def _chosen(branch: Branch, choose: Callable[[Layers], tuple[str, ...]]) -> Branch:

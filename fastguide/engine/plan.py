@@ -30,13 +30,16 @@ class Fact(IntEnum):
     """What an evaluation's passes may need to know of its level: columns of `Plan.facts`.
 
     ALPHA; MOVE, what a prediction at x + dx is to be given per dx to have the same eps at x; the
-    INPUT_SCALE of the network's input; TIME, sigma / (alpha + sigma).
+    INPUT_SCALE of the network's input; TIME, sigma / (alpha + sigma); GAIN, what a gradient of the
+    log density at x is to be multiplied by to move the prediction by it; SIGMA.
     """
 
     ALPHA = 0
     MOVE = 1
     INPUT_SCALE = 2
     TIME = 3
+    GAIN = 4
+    SIGMA = 5
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Plan:
         weights: `[E, B or 1, 1 + K]`: of x, then of the active branches of each row.
         times: `[E]`: the network's time of each row.
         nag: `[E, B or 1]`: NAG's scale.
-        facts: `[E, 4]`: of the level; the columns are `Fact`.
+        facts: `[E, 6]`: of the level; the columns are `Fact`.
         index: `[E]` int64: 0 ... E - 1, for the kernels.
         batch: the number of samples, where the guidance holds one value per sample.
         threshold: bounds the denoised image per sample, or None.
@@ -90,6 +93,11 @@ class Plan:
     def learned(self) -> bool:
         """Whether any update scales its noise by the network's variance."""
         return any(row.learned for row in self.rows)
+
+    @property
+    def projects(self) -> bool:
+        """Whether the weights of any update depend on inner products."""
+        return any(row.pattern.projects for row in self.rows if row.pattern is not None)
 
     @property
     def evaluations(self) -> int:
@@ -191,6 +199,7 @@ def make_plan(
             )
         )
         written |= set(maps)
+    _check_gradients(solver, prediction, rows)
     times = [0.0 if u.at is None else prediction.net_time(u.at) for u in updates]
     return Plan(
         rows=tuple(rows),
@@ -204,6 +213,24 @@ def make_plan(
         batch=batch,
         threshold=threshold,
     )
+
+
+def _check_gradients(solver: Solver, prediction: Prediction, rows: list[Row]) -> None:
+    """What a guidance asks of solver and prediction."""
+    branches = {branch for row in rows if row.pattern for branch in row.pattern.branches}
+    if any(b.potential is not None and b.potential.mean for b in branches) and not any(
+        row.draws for row in rows[1:]
+    ):
+        raise ValueError(
+            f"form is 'mean', which moves the mean of the solver's noise, but {solver} draws none"
+        )
+    for branch in branches:
+        steps = branch.projection.zero_steps if branch.projection is not None else 0
+        if steps and prediction.name != "flow":
+            raise ValueError(
+                f"zero_steps is {steps}, but it should be 0 for a network that predicts "
+                f"{prediction.name!r}: it sets a velocity to 0"
+            )
 
 
 def _start_std(levels: Levels, first: Level) -> float:
@@ -243,4 +270,5 @@ def _facts(at: Level, of_x: float, of_prediction: float, scale: float) -> list[f
     # sigma eps = (1 - alpha a) x - alpha b p: at x, p + move dx has the eps that p has at x + dx
     gain = at.alpha * of_prediction
     move = 0.0 if gain == 0.0 else -(1 - at.alpha * of_x) / gain
-    return [at.alpha, move, scale, at.sigma / (at.alpha + at.sigma)]
+    of_gradient = 0.0 if gain == 0.0 else at.sigma**2 / gain  # x_0 moves by sigma^2 / alpha of it
+    return [at.alpha, move, scale, at.sigma / (at.alpha + at.sigma), of_gradient, at.sigma]

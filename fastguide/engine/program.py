@@ -8,7 +8,7 @@ copy of its source's state.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fastguide.engine.pattern import Nag
@@ -57,10 +57,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Program:
-    """All batches of a pass; each input holds `inputs` copies of x."""
+    """All batches of a pass; each input holds `inputs` copies of x.
+
+    With `graph` the first batch, which holds the positive rows, can be differentiated; with
+    `checkpoint` the activations of its stages are computed again for that.
+    """
 
     batches: tuple[Batch, ...]
     inputs: int
+    graph: bool = False
+    checkpoint: bool = False
 
     @property
     def draws(self) -> bool:
@@ -89,6 +95,8 @@ def make_program(
     nag: Nag | None = None,
     observe: Sequence[tuple[str, Branch]] = (),
     mode: RowMode = "batched",
+    graph: bool = False,
+    checkpoint: bool = False,
 ) -> Program:
     """Lay out the blocks `rows`, the positive one first, for `net`.
 
@@ -96,14 +104,17 @@ def make_program(
         net: staged, or any callable `net(x, t, cond)`.
         observe: layers and blocks whose attention's column sums are wanted.
         mode: all rows in one batch, or one batch for each block (not with NAG, whose rows meet).
+        graph: whether the positive rows are to be differentiated; they are a batch of their own
+            then (not with NAG).
+        checkpoint: see `Program`.
     """
     stages = tuple(net.stages) if is_staged(net) else (_whole(net),)
     layout = _Layout(stages, nag, tuple(observe))
     begins = {block: layout.begin(block, rows) for block in rows}
     ordered = sorted(rows, key=lambda block: (begins[block][0], block != block.source))
-    if mode == "sequential" and nag is None:
-        return Program(layout.sequential(ordered, begins), 1)
-    return layout.batched(ordered, begins)
+    if (mode == "sequential" or graph) and nag is None:
+        return Program(layout.sequential(ordered, begins), 1, graph, checkpoint)
+    return replace(layout.batched(ordered, begins), graph=graph, checkpoint=checkpoint)
 
 
 def _whole(net: Any) -> Stage:
@@ -125,6 +136,8 @@ class _Layout:
         """The first stage that is the block's own, and the block whose state it begins with."""
         if block == rows[0]:
             return -1, block
+        if block.moved:
+            return 0, block
         first = next(
             (i for i, s in enumerate(self.stages) if set(s.layers) & set(block.layers)), self.stem
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import checkpoint
 
 from fastguide.engine.program import Program, Step
 from fastguide.guidance.base import Branch, Condition
@@ -19,11 +21,14 @@ Observed = dict[Hashable, tuple[Tensor, tuple[int, int]]]
 
 @dataclass(frozen=True)
 class Context:
-    """What layers may need beside their rows; see `fastguide.staged.Routing`."""
+    """What layers may need beside their rows (see `fastguide.staged.Routing`), and how far a
+    `moved` row's input is moved.
+    """
 
     seeds: Tensor | None = None
     time: Tensor | None = None
     nag: Normalized | None = None
+    move: Tensor | None = None
     observed: Observed = field(default_factory=dict)
 
 
@@ -45,6 +50,7 @@ def run_program(
     batch: int,
     shape: tuple[int, ...],
     context: Context,
+    differentiate: Callable[[Tensor, Tensor], None] | None = None,
 ) -> dict[Branch, Tensor]:
     """One pass: the network's output `[B, *shape]` for each block of rows, views.
 
@@ -53,6 +59,8 @@ def run_program(
         t: the network's time, a scalar tensor.
         conds: of `bind`.
         batch: B.
+        differentiate: of a program with a graph: given x `[B, *shape]` and the positive rows'
+            output, with its graph, before other batches run.
 
     Raises:
         ValueError: the network returns something else.
@@ -60,25 +68,55 @@ def run_program(
     saved: dict[tuple[int, int], Any] = {}
     outputs: dict[Branch, Tensor] = {}
     for number, part in enumerate(program.batches):
-        rows = x.shape[0] if part.source is None else batch
-        state: Any = (x, t.expand(rows)) if part.source is None else saved[part.source, part.start]
-        for index, step in enumerate(part.steps, part.start):
-            if step.forks:
-                state = _forked(state, step.forks, batch)
-            if step.saved:
-                saved[number, index] = state
-            state = _run(step, state, conds[number][step.blocks], batch, context)
+        graph = program.graph and number == 0
+        leaf = x[:batch].detach().requires_grad_() if graph else x
+        with torch.enable_grad() if graph else nullcontext():
+            state: Any = None if part.source is None else saved[part.source, part.start]
+            if part.source is None:
+                given = leaf.repeat(x.shape[0] // batch, *[1] * (x.ndim - 1)) if graph else x
+                state = (_moved(given, part.rows, batch, context.move), t.expand(x.shape[0]))
+            for index, step in enumerate(part.steps, part.start):
+                if step.forks:
+                    state = _forked(state, step.forks, batch)
+                if step.saved:
+                    saved[number, index] = tree_map(_detached, state) if graph else state
+                again = graph and program.checkpoint
+                state = _run(step, state, conds[number][step.blocks], batch, context, again)
         _check(state, (len(part.rows) * batch, *shape), x.device)
+        if graph:
+            assert differentiate is not None
+            with torch.enable_grad():
+                differentiate(leaf, state[:batch])
+            state = state.detach()
         outputs.update(zip(part.rows, state.split(batch), strict=True))
     return outputs
 
 
-def _run(step: Step, state: Any, cond: Any, batch: int, context: Context) -> Any:
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
+def _moved(x: Tensor, rows: tuple[Branch, ...], batch: int, move: Tensor | None) -> Tensor:
+    """`x` with the blocks of the rows that are `moved` moved."""
+    blocks = x.split(batch)
+    if not any(row.moved for row in rows[: len(blocks)]):
+        return x
+    assert move is not None
+    return torch.cat(
+        [(b + move).to(b.dtype) if row.moved else b for row, b in zip(rows, blocks, strict=False)]
+    )
+
+
+def _run(
+    step: Step, state: Any, cond: Any, batch: int, context: Context, again: bool = False
+) -> Any:
     routing = PLAIN
     if step.segments:
         routing = Routing(
             step.segments, context.seeds, context.time, context.nag, step.observe, context.observed
         )
+    if step.kept is None and again:
+        return checkpoint(step.stage.run, state, cond, routing, use_reentrant=False)
     if step.kept is None:
         return step.stage.run(state, cond, routing)
     if not step.kept:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fastguide import ops
-from fastguide.engine.evaluate import VARIANCE, Conditions, Evaluate, Passes
+from fastguide.engine.evaluate import EMPTY, Conditions, Evaluate, Passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import PREVIEW, Plan, Row
 from fastguide.process import Level
+from fastguide.table import Column, matrix
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,13 @@ def run(
     dtype: torch.dtype,
     outputs: int = 1,
     callback: Callable[[Progress], None] | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sample; `outputs` is how many times `shape[0]` channels the network returns (heads, or a
     prediction and its variance).
 
     Returns x fp32 `[B, *shape]` and int32 `[B]`, the row at which each sample became
-    non-finite (the number of rows where none did).
+    non-finite (the number of rows where none did), and as a scalar the row at which the gradient of
+    a potential did.
 
     Raises:
         ValueError: the network returns a wrong shape or dtype.
@@ -78,13 +80,12 @@ def run(
     given = iter(inputs.step_noise or ())
     evaluation = 0
     for e, row in enumerate(plan.rows):
-        branches: list[Tensor] = []
+        combined = EMPTY
         if row.pattern is not None:
             x = buffer[: passes[row.pattern].inputs * batch]
             if _aliases(plan.rows[e - 1], passes[row.pattern], dtype):
                 x = state[0]
-            predicted = evaluate(e, row.pattern, x, state[0])
-            branches = [predicted[branch] for branch in row.pattern.branches]
+            combined = evaluate(e, row.pattern, x, state[0])
         following = plan.rows[e + 1] if e + 1 < len(plan.rows) else None
         net_input = None
         if following is not None and following.pattern is not None:
@@ -94,16 +95,20 @@ def run(
         noise = None
         if row.draws:
             noise = inputs.noise if e == 0 else next(given, None) if inputs.step_noise else None
-        variance = None
-        if row.learned:
-            variance = predicted[VARIANCE]
+        variance = combined.variance if row.learned else None
+        if row.draws and combined.shift is not None:
+            noise = _shifted(plan, e, noise, inputs.seeds, variance, combined.shift)
+        weights = plan.weights if combined.weights is None else combined.weights
+        how = (combined.deltas, combined.factor, combined.factored)
         bound = None
-        if branches and plan.threshold is not None:
-            bound = plan.threshold.bounds(state[0], branches, plan.weights[e], plan.table[e])
+        if combined.branches and plan.threshold is not None:
+            bound = plan.threshold.bounds(
+                state[0], combined.branches, weights[e], plan.table[e], *how
+            )
         ops.step(
             state,
-            branches,
-            plan.weights,
+            combined.branches,
+            weights,
             plan.table,
             plan.index[e],
             first_bad,
@@ -115,12 +120,32 @@ def run(
             variance=variance,
             bound=bound,
             extra=row.extra,
+            deltas=combined.deltas,
+            factor=combined.factor,
+            factored=combined.factored,
         )
         if callback is not None and row.at is not None:
             evaluation += 1
             denoised = state[plan.slots.index(PREVIEW)]
             callback(Progress(evaluation, plan.evaluations, row.at, state[0], denoised))
-    return state[0], first_bad
+    return state[0], first_bad, evaluate.bad_gradient
+
+
+def _shifted(
+    plan: Plan,
+    e: int,
+    noise: Tensor | None,
+    seeds: Tensor,
+    variance: Tensor | None,
+    shift: Tensor,
+) -> Tensor:
+    """The update's noise, its mean moved so that x moves by the noise's variance times `shift`."""
+    row = plan.table[e]
+    std = matrix(row)[0, len(plan.slots) + 1]
+    if variance is not None:
+        std = std * (row[Column.SPREAD] * variance.float()).exp()
+    drawn = ops.noise(seeds, shift.shape[1:], e) if noise is None else noise
+    return (drawn + std * shift).contiguous()
 
 
 def _aliases(before: Row, passes: Passes, dtype: torch.dtype) -> bool:

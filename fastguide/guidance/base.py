@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from fastguide.guidance.modifiers import HighPass, Projection, Rectified, Rescale, Space
+from fastguide.guidance.potential import Potential
 from fastguide.guidance.schedule import Schedule, values_of
 from fastguide.model import Model
 from fastguide.perturbation import Degraded, Layers, Perturbation
@@ -41,12 +43,17 @@ class Other:
 
 @dataclass(frozen=True)
 class Branch:
-    """One prediction: the output head `head` of the network run under the condition `cond`.
+    """One delta: from the positive prediction to another, and what is done to it.
 
-    "negative" is the negative condition, or the null one where none is given; "random" is drawn
-    anew at each evaluation. Head 1 comes from the same pass as head 0. `how` is done to `layers`;
-    `degraded` to the input, after the first pass; `net` is another network. The delta is computed
-    at each `every`-th evaluation and held between.
+    The other is the output head `head` of the network run under the condition `cond`. "negative" is
+    the negative condition, or the null one where none is given; "random" is drawn anew at each
+    evaluation. Head 1 comes from the same pass as head 0. `how` is done to `layers`; `degraded` to
+    the input, after the first pass; with `moved` the input is moved by a constant; `net` is another
+    network. With a `potential` there is no other prediction: the delta is its gradient.
+
+    The delta is computed at each `every`-th evaluation and held between; then `high_pass` keeps its
+    fine scales, `rectified` multiplies it, `projection` and the `rescales`, inner ones first, set
+    its weight.
     """
 
     cond: Condition = "cond"
@@ -54,18 +61,36 @@ class Branch:
     how: Perturbation | None = None
     layers: Layers = ()
     degraded: Degraded | None = None
+    moved: bool = False
     net: Other | None = None
+    potential: Potential | None = None
     every: int = 1
+    high_pass: HighPass | None = None
+    rectified: Rectified | None = None
+    projection: Projection | None = None
+    rescales: tuple[Rescale, ...] = ()
+
+    @property
+    def delta(self) -> Branch:
+        """The delta as it comes, before anything is done to it."""
+        return replace(self, high_pass=None, rectified=None, projection=None, rescales=())
+
+    @property
+    def prediction(self) -> Branch:
+        """The prediction that the delta leads away from."""
+        return replace(self.delta, every=1)
 
     @property
     def rows(self) -> Branch:
-        """The block of rows that the branch is a view of."""
-        return replace(self, head=0, every=1)
+        """The block of rows that the prediction is a view of."""
+        return replace(self.prediction, head=0)
 
     @property
-    def at_once(self) -> Branch:
-        """The same, whenever it is computed."""
-        return replace(self, every=1)
+    def derived(self) -> bool:
+        """Whether the delta is not simply the difference of two predictions."""
+        chained = self.rectified is not None and self.rectified.mode == "chain"
+        moving = self.projection is not None and self.projection.momentum != 0.0
+        return self.potential is not None or self.high_pass is not None or chained or moving
 
     def with_head(self, head: int) -> Branch:
         """Another head of the same rows."""
@@ -175,6 +200,70 @@ class Guidance:
         if not isinstance(other, Guidance):
             return NotImplemented
         return Sum((self, other))
+
+    def rescale(self, share: float = 0.7, space: Space = "prediction") -> Guidance:
+        """The guided prediction d, with the positive's standard deviation given back to a `share`
+        of it: `d (share std(p_0) / std(d) + 1 - share)`, per sample (Lin et al. 2023, section 3.4).
+
+        Of a sum, that of what is within: `CFG(7.5).rescale(0.7) + PAG(1.0)`.
+
+        Args:
+            share: in [0, 1], 0 is off.
+            space: of the standard deviations: the network's "prediction" or the "denoised" image.
+        """
+        return Modified(self, "rescales", Rescale(share, space))
+
+
+@dataclass(frozen=True, eq=False)
+class Modified(Guidance):
+    """`guidance` with something done to each of its deltas: the field `name` of their branches."""
+
+    guidance: Guidance
+    name: Literal["high_pass", "rectified", "projection", "rescales"]
+    value: Any
+
+    def terms(self) -> tuple[Term, ...]:
+        return tuple(self._modified(term) for term in self.guidance.terms())
+
+    def inside(self) -> tuple[Inside, ...]:
+        return self.guidance.inside()
+
+    def _modified(self, term: Term) -> Term:
+        branch, outer = term.branch, _ORDER[_ORDER.index(self.name) :]
+        if self.name == "rescales":
+            if self.value.share == 0.0:
+                return term
+            return replace(term, branch=replace(branch, rescales=(*branch.rescales, self.value)))
+        taken = [name for name in outer if getattr(branch, name)]
+        if taken:
+            raise ValueError(
+                f"guidance of {_SAID[self.name]} has {_SAID[taken[0]]} within, but the order from "
+                f"within is {', '.join(_SAID[name] for name in _ORDER)}, each once (but rescale)"
+            )
+        if self.name == "projection" and term.sign < 0:
+            raise ValueError(
+                f"guidance of {_SAID[self.name]} has a delta of two terms, as of='negative' makes, "
+                "but it should have one"
+            )
+        return replace(term, branch=replace(branch, **{self.name: self.value}))
+
+
+_SAID = {
+    "high_pass": "a high pass",
+    "rectified": "REG",
+    "projection": "a projection (APG, CFGZeroStar, TCFG, MAMBO, Adaptive)",
+    "rescales": "rescale",
+}
+_ORDER = tuple(_SAID)
+
+
+def check_guidance(name: str, guidance: Guidance) -> None:
+    """Raise TypeError unless `guidance` is one with a delta."""
+    if not isinstance(guidance, Guidance) or not guidance.terms():
+        raise TypeError(
+            f"guidance of {name} is {guidance!r}, but it should be a guidance with a delta, such "
+            "as CFG(3.0)"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,181 @@
+"""Guidance by the gradient of a classifier, of an image encoder, or of any energy.
+
+With g the gradient with respect to x, `eps + weight (-sigma g)` in every prediction and with every
+solver (Dhariwal and Nichol 2021, algorithm 2); where alpha is 0, and x holds nothing of an image,
+nothing is added. weight 0 is off. No condition of the network is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Term
+from fastguide.guidance.potential import Of, Potential
+
+
+def _callable(name: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} is {value!r}, but it should be callable")
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifierGuidance(Guidance):
+    """Classifier guidance (Dhariwal and Nichol 2021): `weight` times the gradient of
+    `log p(label | x)`, by a classifier of noisy images (`fastguide classifier` trains one).
+
+    Args:
+        classifier: `classifier(x, t) -> logits [B, classes]`, x and t as the network gets them.
+        weight: 0 is off. Published: 1.0, 0.5, 1.0, 4.0 at 64, 128, 256, 512 pixels; 10 for an
+            unconditional network.
+        labels: int64 `[B]`; by default the call's `cond`.
+        form: "score" moves the prediction (algorithm 2, DDIM); "mean" moves the mean of the
+            solver's noise by its variance times the gradient, per element where the network
+            predicts a variance (algorithm 1, DDPM), and needs a solver that draws noise.
+    """
+
+    classifier: Callable[[Tensor, Tensor], Tensor]
+    weight: Amount
+    labels: Tensor | None = None
+    form: Literal["score", "mean"] = "score"
+    schedule: Factor = None
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _callable("classifier", self.classifier)
+        if self.form not in ("score", "mean"):
+            raise ValueError(f"form is {self.form!r}, but it should be 'score' or 'mean'")
+        if self.labels is not None and (
+            not isinstance(self.labels, Tensor)
+            or self.labels.ndim != 1
+            or self.labels.dtype != torch.int64
+        ):
+            raise ValueError(f"labels is {self.labels!r}, but it should be an int64 tensor [B]")
+        super().__post_init__()
+
+    def terms(self) -> tuple[Term, ...]:
+        potential = Potential(
+            hash((id(self.classifier), id(self.labels))),
+            self._log_probability,
+            "classifier",
+            targets=self.labels is None,
+            mean=self.form == "mean",
+        )
+        return (_term(potential, self),)
+
+    def _log_probability(self, x: Tensor, t: Tensor, target: Any) -> Tensor:
+        logits = self.classifier(x, t)
+        labels = target if self.labels is None else self.labels.to(x.device)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+            raise ValueError(
+                f"classifier returned {_form(logits)}, but it should return logits "
+                f"({len(x)}, classes)"
+            )
+        if labels.shape != x.shape[:1]:
+            raise ValueError(f"labels is {_form(labels)}, but there are {len(x)} samples")
+        return F.log_softmax(logits.float(), 1).gather(1, labels[:, None]).squeeze(1)
+
+
+@dataclass(frozen=True, eq=False)
+class CLIPGuidance(Guidance):
+    """CLIP guidance (GLIDE, Nichol et al. 2021): `weight` times the gradient of the similarity
+    `logit_scale <z_text, z_image(x, t)>` of normalised embeddings.
+
+    Args:
+        image_encoder: `image_encoder(x, t) -> [B, D]`, one for noisy images: x and t as the network
+            gets them (`fastguide clip` trains one).
+        text_embedding: `[D]` for all samples, or `[B, D]`.
+        weight: 0 is off. Published: 3.
+        logit_scale: the encoders' own; 100 for OpenAI's.
+        of: "denoised" gives the encoder the denoised image instead, for an encoder of clean images,
+            through a backward pass of the network; t is then 0.
+    """
+
+    image_encoder: Callable[[Tensor, Tensor], Tensor]
+    text_embedding: Tensor
+    weight: Amount
+    logit_scale: float = 100.0
+    of: Of = "x"
+    schedule: Factor = None
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _callable("image_encoder", self.image_encoder)
+        text = self.text_embedding
+        if not isinstance(text, Tensor) or text.ndim not in (1, 2) or not text.is_floating_point():
+            found = f"{text.dtype} {tuple(text.shape)}" if isinstance(text, Tensor) else repr(text)
+            raise ValueError(f"text_embedding is {found}, but it should be floats [D] or [B, D]")
+        _check_of(self.of)
+        super().__post_init__()
+
+    def terms(self) -> tuple[Term, ...]:
+        key = hash((id(self.image_encoder), id(self.text_embedding), self.logit_scale))
+        return (_term(Potential(key, self._similarity, "image_encoder", self.of), self),)
+
+    def _similarity(self, x: Tensor, t: Tensor, target: Any) -> Tensor:
+        image = self.image_encoder(x, t)
+        text = self.text_embedding.detach().to(x.device, torch.float32)
+        wanted = (len(x), text.shape[-1])
+        if not isinstance(image, Tensor) or tuple(image.shape) != wanted:
+            raise ValueError(
+                f"image_encoder returned {_form(image)}, but it should return {wanted}"
+            )
+        if text.ndim == 2 and len(text) != len(x):
+            raise ValueError(f"text_embedding is {_form(text)}, but there are {len(x)} samples")
+        similarity = F.cosine_similarity(image.float(), text.expand(wanted), dim=1, eps=1e-12)
+        return self.logit_scale * similarity
+
+
+@dataclass(frozen=True, eq=False)
+class EnergyGuidance(Guidance):
+    """Guidance to low energy: `weight` times the gradient of `-energy`.
+
+    Args:
+        energy: `energy(x, t) -> [B]`, one scalar per sample; x and t as the network gets them.
+        weight: 0 is off.
+        of: "x", or "denoised" for an energy of the denoised image (diffusion posterior sampling,
+            universal guidance), through a backward pass of the network; t is then 0.
+    """
+
+    energy: Callable[[Tensor, Tensor], Tensor]
+    weight: Amount
+    of: Of = "x"
+    schedule: Factor = None
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _callable("energy", self.energy)
+        _check_of(self.of)
+        super().__post_init__()
+
+    def terms(self) -> tuple[Term, ...]:
+        return (_term(Potential(id(self.energy), self._value, "energy", self.of), self),)
+
+    def _value(self, x: Tensor, t: Tensor, target: Any) -> Tensor:
+        energy = self.energy(x, t)
+        if not isinstance(energy, Tensor) or energy.shape != x.shape[:1]:
+            raise ValueError(
+                f"energy returned {_form(energy)}, but it should return one scalar per sample, "
+                f"({len(x)},)"
+            )
+        return -energy
+
+
+def _form(value: object) -> str:
+    """The shape of a tensor, or what it is instead."""
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else repr(value)
+
+
+def _check_of(of: str) -> None:
+    if of not in get_args(Of):
+        raise ValueError(f"of is {of!r}, but it should be one of {get_args(Of)}")
+
+
+def _term(potential: Potential, guidance: Any) -> Term:
+    branch = Branch(potential=potential, every=guidance.every)
+    return Term(branch, guidance.weight, 0.0, "weight", guidance.schedule)

@@ -1,0 +1,116 @@
+"""What may be done to a delta before it is added: named by guidance, done by the engine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+from torch import Tensor
+
+from fastguide.guidance.schedule import Schedule
+
+Mode = Literal["vjp", "chain", "difference"]
+Space = Literal["prediction", "denoised"]
+
+
+@dataclass(frozen=True)
+class HighPass:
+    """The delta less what remains of it at half its resolution, `levels` times (FDG)."""
+
+    levels: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 1:
+            raise ValueError(f"levels is {self.levels!r}, but it should be an integer, 1 or more")
+
+
+@dataclass(frozen=True)
+class Rectified:
+    """REG: the arguments are those of `fastguide.REG`."""
+
+    mode: Mode
+    every: int
+    within: Schedule | Any
+    step: float | None
+    checkpoint: bool
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"mode is {self.mode!r}, but it should be one of {get_args(Mode)}")
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"every is {self.every!r}, but it should be an integer, 1 or more")
+        if self.mode == "chain" and self.every != 1:
+            raise ValueError(
+                f"every is {self.every} with mode 'chain', but it should be 1: no factor is held"
+            )
+        if self.step is not None and not 0.0 < self.step < math.inf:
+            raise ValueError(f"step is {self.step}, but it should be positive and finite")
+        if self.step is not None and self.mode != "difference":
+            raise ValueError(f"step is {self.step} with mode {self.mode!r}, but should be None")
+
+
+class Gram(Protocol):
+    """Inner products over each sample's elements, fp64, of vectors that are given by their
+    coefficients `[B, n]` over p_0, the positive's denoised image x0, and the deltas.
+    """
+
+    gain: Tensor  # denoised = gain * prediction + ..., a scalar
+
+    def unit(self, which: int | Literal["p_0", "x0"]) -> Tensor: ...
+    def inner(self, u: Tensor, v: Tensor) -> Tensor: ...
+    def std(self, u: Tensor) -> Tensor: ...
+
+
+class Projection(Protocol):
+    """A delta's contribution, once inner products are known.
+
+    `contribution(gram, k, weight, memory)` returns coefficients `[B, n]` of what is added to the
+    positive prediction, for delta k with weight `[B]`; `memory` is the run's own, for what a
+    projection must keep from one evaluation to the next. An x0 among the coefficients stands for
+    itself: it is added to the denoised image. `momentum`, where it is not 0, is added up first:
+    the delta is `m = b delta + momentum m_previous` in the denoised image.
+    """
+
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def zero_steps(self) -> int: ...
+    def contribution(
+        self, gram: Gram, k: int, weight: Tensor, memory: dict[str, Tensor]
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Rescale:
+    """`fastguide.Guidance.rescale`."""
+
+    share: float
+    space: Space
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share <= 1.0:
+            raise ValueError(f"share is {self.share}, but it should lie in [0, 1]")
+        check_space(self.space)
+
+    def contribution(self, gram: Gram, total: Tensor) -> Tensor:
+        """What is added to the positive in place of `total` `[B, n]`."""
+        guided, positive = total.clone(), gram.unit("p_0")
+        if self.space == "denoised":  # x0 + gain (the deltas and p_0 of the total) + its x0
+            guided = gram.gain * guided
+            guided[:, 1] = 1.0 + total[:, 1]
+            positive = gram.unit("x0")
+        else:  # x0 is added to the denoised image, which is gain times this one and more
+            guided[:, 1] = guided[:, 1] / gram.gain
+            guided[:, 0] += 1.0
+        ratio = gram.std(positive) / gram.std(guided).clamp(min=1e-30)
+        excess = self.share * (ratio - 1.0)
+        scaled = total * (1.0 + excess)[:, None]
+        scaled[:, 1 if self.space == "denoised" else 0] += excess
+        return scaled
+
+
+def check_space(space: str) -> None:
+    """Raise ValueError unless `space` is one."""
+    if space not in get_args(Space):
+        raise ValueError(f"space is {space!r}, but it should be one of {get_args(Space)}")
