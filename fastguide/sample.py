@@ -136,6 +136,7 @@ class Sampler:
         self._preview_plan: Plan | None = None
         self._lock = threading.Lock()
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(
         self,

@@ -104,7 +104,8 @@ def difference_factor(
 ) -> Tensor:
     """REG's factor from the prediction at `x + h`: `alpha (a + b (p(x + h) - p(x)) / h)`."""
     slope = (moved.float() - prediction.float()) / h
-    return facts[Fact.ALPHA] * (row[Column.OF_X] + row[Column.OF_PREDICTION] * slope)
+    through = row[Column.OF_X] + row[Column.OF_PREDICTION] * slope
+    return (facts[Fact.ALPHA] * through).contiguous()
 
 
 def potential_gradient(
