@@ -209,9 +209,24 @@ def test_guidance_is_a_sum_of_methods(model):
     assert parse_guidance("none", 2.0, fg.constant(), loaded) is None
 
 
+def test_what_is_done_to_a_delta(model):
+    loaded = fg.load(model)
+    text = "cfg:4 | reg:mode=chain | rescale:0.5 + cfg:3 | apg:radius=2.5,momentum=-0.5"
+    terms = parse_guidance(text, 2.0, fg.constant(), loaded).terms()
+    assert (terms[0].branch.rectified.mode, terms[0].branch.rescales[0].share) == ("chain", 0.5)
+    assert (terms[1].branch.projection.radius, terms[1].branch.projection.momentum) == (2.5, -0.5)
+    star = parse_guidance("cfg | cfgzerostar:zero_steps=2", 2.0, fg.constant(), loaded)
+    assert star.terms()[0].branch.projection.zero_steps == 2
+    fine = parse_guidance("fdg:2,high=5,levels=2", 2.0, fg.constant(), loaded).terms()
+    assert [term.amount for term in fine] == [2.0, 5.0, 2.0]
+    assert fine[1].branch.high_pass.levels == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("cfg:3 | cat", "guidance has '| cat', but after a method comes one of rescale, reg"),
+        ("cfg:3 | reg:2", "guidance has '| reg:2', but reg takes options"),
         ("dog:1", "guidance has 'dog', but it should be auto, none, or of cfg"),
         ("pag", "guidance has 'pag', but it needs a weight"),
         ("pag:x", "guidance has 'pag:x', but 'x' is not a number"),

@@ -1,4 +1,4 @@
-"""Guidance as text: `cfg:3 + pag:1,layers=mid + sag:0.5,mask=global`."""
+"""Guidance as text: `cfg:3 + pag:1,layers=mid + sag:0.5,mask=global`, `cfg:4 | reg | rescale:0.7`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ SCHEDULES = "constant, linear:START,END, cosine[:POWER] or interval:LOW,HIGH"
 HELP = (
     "auto (one pass where the model can), none, or methods with a weight and options, added up: "
     "'cfg:3 + pag:1,layers=2/5'; of superconditioning, cfg, pag, seg, sag, slg, stg, tpg, nag, "
-    "icg, tsg, autoguidance:2,weak=FOLDER, sims:1,auxiliary=FOLDER"
+    "icg, tsg, fdg:2,high=4, autoguidance:2,weak=FOLDER, sims:1,auxiliary=FOLDER; and to a method "
+    "what is done to its delta: 'cfg:4 | apg:radius=2.5', of reg, apg, cfgzerostar, tcfg, mambo, "
+    "adaptive, rescale:0.7"
 )
 _NETWORKS = {"autoguidance": "weak", "sims": "auxiliary"}  # the options that are another model
-_AMOUNTS = {"weight", "scale", "schedule"}
+_INTEGERS = ("kernel_size", "every", "levels", "zero_steps", "checkpoint")
+_AMOUNTS = {"weight", "scale", "low", "schedule", "guidance", "within"}
 
 
 def parse_schedule(text: str) -> Schedule:
@@ -51,7 +54,7 @@ def parse_guidance(text: str, scale: float, schedule: Schedule, model: Model) ->
         one.__name__.lower(): one
         for one in (
             *(fg.PAG, fg.SEG, fg.SAG, fg.SLG, fg.STG, fg.TPG, fg.NAG),
-            *(fg.ICG, fg.TSG, fg.AutoGuidance, fg.SIMS),
+            *(fg.ICG, fg.TSG, fg.AutoGuidance, fg.SIMS, fg.FDG),
         )
     }
     if text == "auto":
@@ -61,7 +64,8 @@ def parse_guidance(text: str, scale: float, schedule: Schedule, model: Model) ->
     if text == "none":
         return None
     total: Guidance | None = None
-    for part in text.split("+"):
+    for whole in text.split("+"):
+        part, *modifiers = whole.split("|")
         name, _, tail = part.strip().partition(":")
         if name not in methods:
             raise ValueError(
@@ -84,8 +88,30 @@ def parse_guidance(text: str, scale: float, schedule: Schedule, model: Model) ->
             one = methods[name](other, amount, schedule=schedule, **options)
         else:
             one = methods[name](amount, schedule=schedule, **options)
+        for modifier in modifiers:
+            one = _modified(one, modifier.strip())
         total = one if total is None else total + one
     return total
+
+
+def _modified(guidance: Guidance, part: str) -> Guidance:
+    """`guidance` with the modifier that `part` says, such as "apg:radius=2.5"."""
+    import fastguide as fg
+
+    classes: tuple[Any, ...] = (fg.REG, fg.APG, fg.CFGZeroStar, fg.TCFG, fg.MAMBO, fg.Adaptive)
+    modifiers = {one.__name__.lower(): one for one in classes}
+    name, _, tail = part.partition(":")
+    if name == "rescale":
+        return guidance.rescale(_number(part, tail)) if tail else guidance.rescale()
+    if name not in modifiers:
+        raise ValueError(
+            f"guidance has '| {part}', but after a method comes one of rescale, "
+            f"{', '.join(modifiers)}"
+        )
+    amount, options = _options(part, tail, modifiers[name])
+    if amount is not None:
+        raise ValueError(f"guidance has '| {part}', but {name} takes options, as in name=value")
+    return modifiers[name](guidance, **options)
 
 
 def _options(part: str, tail: str, method: Any) -> tuple[float | None, dict[str, Any]]:
@@ -105,11 +131,11 @@ def _options(part: str, tail: str, method: Any) -> tuple[float | None, dict[str,
         elif key == "layers":
             names = [int(one) if one.isdigit() else one for one in value.split("/")]
             options[key] = names if len(names) > 1 else names[0]
-        elif key in ("mask", "of", "mode", *_NETWORKS.values()):
+        elif key in ("mask", "of", "mode", "space", *_NETWORKS.values()):
             options[key] = value
         else:
             found = _number(part, value)
-            options[key] = int(found) if key in ("kernel_size", "every") else found
+            options[key] = int(found) if key in _INTEGERS else found
     return amount, options
 
 

@@ -14,8 +14,9 @@ from fastguide import ops
 from fastguide.engine.degrade import degraded_offset
 from fastguide.engine.filters import high_pass
 from fastguide.engine.gradient import Graph, difference_factor, potential_gradient, reg_factor
+from fastguide.engine.latch import Latch
 from fastguide.engine.pattern import MOVED, Pattern
-from fastguide.engine.plan import Fact, Plan
+from fastguide.engine.plan import Fact, Plan, Row
 from fastguide.engine.program import Program, RowMode, make_program
 from fastguide.engine.project import Products, projected_weights
 from fastguide.engine.rows import Context, bind, run_program
@@ -23,7 +24,7 @@ from fastguide.guidance.base import POSITIVE, Branch, Condition, Other
 from fastguide.guidance.modifiers import Rectified
 from fastguide.guidance.potential import Potential
 from fastguide.staged import Normalized
-from fastguide.table import Column
+from fastguide.table import Column, Extra
 
 VARIANCE = Branch("cond", head=1)  # the second part of the output, whatever it means
 Nets = Mapping[Other | None, Any]  # None is the network that is sampled
@@ -154,6 +155,7 @@ class Evaluate:
         self.momenta: dict[Branch, Tensor] = {}
         self.factor: Tensor | None = None
         self.memory: dict[Branch, dict[str, Tensor]] = {}
+        self.latches: dict[Branch, Latch] = {}
         self.weights = plan.weights
         if plan.projects:
             self.weights = plan.weights.expand(-1, seeds.shape[0], -1).contiguous()
@@ -164,6 +166,16 @@ class Evaluate:
             for one in of_pattern.all
             if not one.draws_condition
         }
+
+    def pattern(self, row: Row) -> Pattern | None:
+        """The pattern of the plan's row, less what adaptive guidance has ended by now."""
+        planned = row.pattern
+        if planned is None or not self.latches or row.extra == Extra.NEGATIVE:
+            return planned
+        latching = set(planned.branches) - set(planned.settled.branches)
+        if latching and all(b in self.latches and self.latches[b].closed for b in latching):
+            return planned.settled
+        return planned
 
     def __call__(self, e: int, pattern: Pattern, x: Tensor, state: Tensor) -> Combination:
         """The deltas of all branches, and what combines them.
@@ -324,14 +336,24 @@ class Evaluate:
         state: Tensor,
     ) -> None:
         """Write this evaluation's weights, where they depend on inner products."""
+        planned = self.plan.rows[e].pattern
+        assert planned is not None
+        known = self.plan.weights[e]
+        if pattern != planned:
+            columns = [1 + planned.branches.index(branch) for branch in pattern.branches]
+            known = torch.stack([known[:, column] for column in (0, *columns)], dim=1)
+            self.weights[e, :, : known.shape[1]] = known
         if not pattern.projects:
             return
         row = self.plan.table[e]
         base = row[Column.OF_X : Column.OF_PREDICTION + 1]
         gram = ops.gram(state, branches, base, deltas, factor, factored)
         products = Products(gram, row[Column.OF_PREDICTION], state[0].numel())
-        weights = projected_weights(pattern, products, self.plan.weights[e], self.memory)
+        weights = projected_weights(pattern, products, known, self.memory)
         self.weights[e, :, : weights.shape[1]] = weights
+        for branch, kept in self.memory.items():
+            if "off" in kept:
+                self.latches.setdefault(branch, Latch()).show(kept["off"])
 
     def _run(
         self,

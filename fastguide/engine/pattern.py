@@ -69,6 +69,14 @@ class Pattern:
         return any(b.projection is not None or b.rescales for b in self.branches)
 
     @property
+    def settled(self) -> Pattern:
+        """The pattern once adaptive guidance is off for all samples."""
+        kept = tuple(b for b in self.branches if b.projection is None or not b.projection.latches)
+        rectified = any(b.rectified is not None for b in kept)
+        held = self.held & frozenset(kept)
+        return replace(self, branches=kept, held=held, refreshed=self.refreshed and rectified)
+
+    @property
     def passes(self) -> tuple[tuple[Branch, ...], ...]:
         """The rows of each pass: one block of B rows each. The first pass, then one for each other
         network and for each degraded input.

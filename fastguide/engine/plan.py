@@ -113,8 +113,9 @@ class Plan:
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
-        """All patterns, each once."""
-        return tuple(dict.fromkeys(row.pattern for row in self.rows if row.pattern is not None))
+        """All patterns, each once; also those that adaptive guidance may leave."""
+        planned = [row.pattern for row in self.rows if row.pattern is not None]
+        return tuple(dict.fromkeys([*planned, *(pattern.settled for pattern in planned)]))
 
 
 def make_plan(

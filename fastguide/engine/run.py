@@ -79,19 +79,18 @@ def run(
     evaluate = Evaluate(plan, passes, inputs.conditions, inputs.seeds, dtype, outputs)
     given = iter(inputs.step_noise or ())
     evaluation = 0
+    pattern: Pattern | None = None
     for e, row in enumerate(plan.rows):
         combined = EMPTY
-        if row.pattern is not None:
-            x = buffer[: passes[row.pattern].inputs * batch]
-            if _aliases(plan.rows[e - 1], passes[row.pattern], dtype):
+        if pattern is not None:
+            x = buffer[: passes[pattern].inputs * batch]
+            if _aliases(plan.rows[e - 1], passes[pattern], dtype):
                 x = state[0]
-            combined = evaluate(e, row.pattern, x, state[0])
-        following = plan.rows[e + 1] if e + 1 < len(plan.rows) else None
+            combined = evaluate(e, pattern, x, state[0])
+        pattern = evaluate.pattern(plan.rows[e + 1]) if e + 1 < len(plan.rows) else None
         net_input = None
-        if following is not None and following.pattern is not None:
-            ahead = passes[following.pattern]
-            if not _aliases(row, ahead, dtype):
-                net_input = buffer[: ahead.inputs * batch]
+        if pattern is not None and not _aliases(row, passes[pattern], dtype):
+            net_input = buffer[: passes[pattern].inputs * batch]
         noise = None
         if row.draws:
             noise = inputs.noise if e == 0 else next(given, None) if inputs.step_noise else None

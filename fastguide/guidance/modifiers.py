@@ -69,13 +69,16 @@ class Projection(Protocol):
     positive prediction, for delta k with weight `[B]`; `memory` is the run's own, for what a
     projection must keep from one evaluation to the next. An x0 among the coefficients stands for
     itself: it is added to the denoised image. `momentum`, where it is not 0, is added up first:
-    the delta is `m = b delta + momentum m_previous` in the denoised image.
+    the delta is `m = b delta + momentum m_previous` in the denoised image. One that `latches` keeps
+    in `memory["off"]`, bool `[B]`, which samples its contribution is 0 for from now on.
     """
 
     @property
     def momentum(self) -> float: ...
     @property
     def zero_steps(self) -> int: ...
+    @property
+    def latches(self) -> bool: ...
     def contribution(
         self, gram: Gram, k: int, weight: Tensor, memory: dict[str, Tensor]
     ) -> Tensor: ...

@@ -40,6 +40,7 @@ class Projected:
     momentum: float
     space: Space
     zero_steps: int = 0
+    latches: bool = False
 
     def contribution(self, gram: Gram, k: int, weight: Tensor, memory: dict[str, Tensor]) -> Tensor:
         """`w s (m - (1 - eta) <m, c> / |c|^2 c)`, s = min(1, radius / |m|)."""
@@ -97,6 +98,7 @@ class ZeroStar:
 
     zero_steps: int
     momentum: float = 0.0
+    latches: bool = False
 
     def contribution(self, gram: Gram, k: int, weight: Tensor, memory: dict[str, Tensor]) -> Tensor:
         """`(1 + w) c - w s u - c = w (1 - s) c + w s delta`, s = <c, u> / |u|^2."""
@@ -136,6 +138,7 @@ class Tangential:
 
     momentum: float = 0.0
     zero_steps: int = 0
+    latches: bool = False
 
     def contribution(self, gram: Gram, k: int, weight: Tensor, memory: dict[str, Tensor]) -> Tensor:
         """`w (c - u')`, u' the projection of u to the leading right singular vector of [c; u].
@@ -177,6 +180,7 @@ class Damped:
     alpha: float
     momentum: float = 0.0
     zero_steps: int = 0
+    latches: bool = False
 
     def contribution(self, gram: Gram, k: int, weight: Tensor, memory: dict[str, Tensor]) -> Tensor:
         """`w exp(-alpha |delta| / |u|) delta`."""
@@ -212,6 +216,7 @@ class Latched:
     similarity: float
     momentum: float = 0.0
     zero_steps: int = 0
+    latches: bool = True
 
     def contribution(self, gram: Gram, k: int, weight: Tensor, memory: dict[str, Tensor]) -> Tensor:
         """`w delta` until cos(c, u) exceeds `similarity`; nothing at all evaluations after that.
