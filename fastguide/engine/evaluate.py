@@ -233,7 +233,7 @@ class Evaluate:
         h = None
         if pattern.refreshed and how is not None and how.mode == "difference":
             narrow = self.dtype != torch.float32
-            h = (how.step or (0.1 if narrow else 0.01)) * facts[Fact.SIGMA]
+            h = (how.step or (0.1 if narrow else 0.003)) * facts[Fact.SIGMA]
         move = None if h is None else facts[Fact.INPUT_SCALE] * h
         context = Context(seeds, facts[Fact.TIME], nag, move)
         only_factor = not any(b.derived for b in pattern.branches)

@@ -26,7 +26,7 @@ class REG(Guidance):
             the Jacobian of x0_hat, one backward pass for each delta.
         every: c is computed at each `every`-th evaluation and held between.
         within: deltas are only multiplied where this schedule is not 0, e.g. interval(0.3, 2.9).
-        step: h of "difference", in units of sigma; by default 0.01, or 0.1 for 16-bit networks.
+        step: h of "difference", in units of sigma; by default 0.003, or 0.1 for 16-bit networks.
         checkpoint: compute the stages' activations again in the backward pass instead of keeping
             them: less memory, one more pass of the positive rows.
     """
