@@ -10,6 +10,9 @@ TORCH_LIBRARY(fastguide, m) {
   m.def(
       "blur(Tensor x, Tensor? sigmas, float sigma, int height, int width, int kernel_size) "
       "-> Tensor");
+  m.def(
+      "gram(Tensor x, Tensor[] branches, Tensor base, int deltas, Tensor? factor, int factored) "
+      "-> Tensor");
   m.def("noise(Tensor seeds, int evaluation, int numel) -> Tensor");
   m.def(
       "step(Tensor(a!) state, Tensor[] branches, Tensor weights, Tensor table, Tensor evaluation, "

@@ -9,8 +9,10 @@ from fastguide.kernels import tuning
 COMPILED = {
     "blur_kernel": "test_blur_compile.py",
     "column_sums_kernel": "test_attention_colsum_compile.py",
+    "products_kernel": "test_gram_compile.py",
     "row_softmax_kernel": "test_attention_colsum_compile.py",
     "step_kernel": "test_step_compile.py",
+    "sums_kernel": "test_gram_compile.py",
 }
 
 

@@ -7,6 +7,7 @@ an op first runs on a GPU.
 
 from fastguide.ops.attention_colsum import attention_colsum
 from fastguide.ops.blur import blur
+from fastguide.ops.gram import gram
 from fastguide.ops.identity_attention import identity_attention
 from fastguide.ops.noise import as_seeds, derive_seeds, noise
 from fastguide.ops.step import as_planes, step
@@ -17,6 +18,7 @@ __all__ = [
     "attention_colsum",
     "blur",
     "derive_seeds",
+    "gram",
     "identity_attention",
     "noise",
     "step",

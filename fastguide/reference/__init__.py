@@ -4,6 +4,7 @@ to.
 
 from fastguide.reference.attention import attention_colsum, identity_attention
 from fastguide.reference.blur import blur
+from fastguide.reference.gram import gram
 from fastguide.reference.noise import noise, philox4x32
 from fastguide.reference.step import combine, step
 
@@ -11,6 +12,7 @@ __all__ = [
     "attention_colsum",
     "blur",
     "combine",
+    "gram",
     "identity_attention",
     "noise",
     "philox4x32",
