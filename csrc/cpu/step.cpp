@@ -14,6 +14,7 @@
 #include <optional>
 
 #include "../step_table.h"
+#include "branch.h"
 #include "clones.h"
 #include "dtype.h"
 #include "noise.h"
@@ -23,17 +24,9 @@ namespace {
 
 constexpr int64_t kRun = 512;
 
-// One branch: element (sample, channel, pixel) lies at sample * batch + channel * outer + pixel * inner.
-struct Branch {
-  const void* data;
-  int64_t batch, outer, inner;
-  bool plain;  // all elements of a sample lie one after the other
-  Type type;
-};
-
 struct Arguments {
   float* state;
-  int64_t slots, batch, numel, pixels;
+  int64_t slots, batch, numel;
   const Branch* branches;
   int64_t branch_count;
   int64_t deltas;         // bit k: branch k is a delta already
@@ -54,30 +47,6 @@ struct Arguments {
   const float* bound;      // or null
   int64_t extra;
 };
-
-void load_strided(float* out, const Branch& branch, int64_t sample, int64_t start, int64_t count,
-                  int64_t pixels) {
-  int64_t channel = start / pixels, pixel = start % pixels;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t at = sample * branch.batch + channel * branch.outer + pixel * branch.inner;
-    if (branch.type == Type::kFloat) {
-      out[i] = static_cast<const float*>(branch.data)[at];
-    } else {
-      const uint16_t bits = static_cast<const uint16_t*>(branch.data)[at];
-      out[i] = branch.type == Type::kBFloat16 ? from_bfloat16(bits) : from_half(bits);
-    }
-    if (++pixel == pixels) pixel = 0, ++channel;
-  }
-}
-
-void load(float* out, const Arguments& a, const Branch& branch, int64_t sample, int64_t start,
-          int64_t count) {
-  if (branch.plain) {
-    load_run(out, branch.data, sample * branch.batch + start, count, branch.type);
-  } else {
-    load_strided(out, branch, sample, start, count, a.pixels);
-  }
-}
 
 FASTGUIDE_CLONES void first_branch(float* __restrict guided, const float* __restrict positive,
                                    float weight, int64_t count) {
@@ -143,7 +112,7 @@ FASTGUIDE_CLONES bool all_finite(const float* __restrict x, int64_t count) {
 // guided += weight f delta of branch k, which is left in `other` as it was given.
 void add_branch(const Arguments& a, int64_t k, int64_t sample, int64_t start, int64_t count,
                 float weight, const float* positive, float* guided, float* other) {
-  load(other, a, a.branches[k], sample, start, count);
+  load(other, a.branches[k], sample, start, count);
   const bool given = a.deltas >> k & 1;
   if (!(a.factored >> k & 1)) {
     given ? add_scaled(guided, other, weight, count)
@@ -170,7 +139,7 @@ void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
 
   if (a.branch_count > 0) {
     const float of_x = a.row[kOfX], of_prediction = a.row[kOfPrediction];
-    load(positive, a, a.branches[0], sample, start, count);
+    load(positive, a.branches[0], sample, start, count);
     first_branch(guided, positive, weight[1], count);
     if (a.extra == kNegative) affine(extra, x, positive, of_x, of_prediction, count);
     for (int64_t k = 1; k < a.branch_count; ++k) {
@@ -194,7 +163,7 @@ void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
     noise = drawn;
   }
   if (a.variance != nullptr && noise != nullptr) {
-    load(other, a, *a.variance, sample, start, count);
+    load(other, *a.variance, sample, start, count);
     for (int64_t i = 0; i < count; ++i) drawn[i] = noise[i] * std::exp(a.row[kSpread] * other[i]);
     noise = drawn;
   }
@@ -238,7 +207,7 @@ void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
           const std::optional<at::Tensor>& bound, int64_t extra, int64_t deltas,
           const std::optional<at::Tensor>& factor, int64_t factored) {
   const int64_t slots = state.size(0), batch = state.size(1);
-  const int64_t pixels = state.size(3), numel = state.size(2) * pixels;
+  const int64_t numel = state.size(2) * state.size(3);
   const int64_t e = evaluation.item<int64_t>();
   // what protects memory; everything else is checked in fastguide/ops/step.py
   TORCH_CHECK(state.dim() == 4 && state.is_contiguous() && slots <= kMaxSlots && e >= 0 &&
@@ -247,17 +216,11 @@ void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
                   weights.size(2) > static_cast<int64_t>(branches.size()),
               "step: call fastguide.ops.step");
   at::SmallVector<Branch, 8> views;
-  const auto view = [pixels](const at::Tensor& branch) {
-    const int64_t outer = branch.stride(1), inner = branch.stride(2);
-    const bool plain = (pixels == 1 || inner == 1) && (branch.size(1) == 1 || outer == pixels);
-    return Branch{branch.const_data_ptr(), branch.stride(0), outer, inner, plain,
-                  type_of(branch, "step")};
-  };
-  for (const at::Tensor& branch : branches) views.push_back(view(branch));
-  const Branch variance_view = variance ? view(*variance) : Branch{};
+  for (const at::Tensor& branch : branches) views.push_back(Branch(branch, "step"));
+  const Branch variance_view = variance ? Branch(*variance, "step") : Branch{};
   Arguments a{};
   a.state = state.mutable_data_ptr<float>();
-  a.slots = slots, a.batch = batch, a.numel = numel, a.pixels = pixels;
+  a.slots = slots, a.batch = batch, a.numel = numel;
   a.branches = views.data(), a.branch_count = static_cast<int64_t>(views.size());
   a.deltas = deltas, a.factored = factored;
   a.factor = factor ? factor->const_data_ptr<float>() : nullptr;
