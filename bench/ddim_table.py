@@ -65,7 +65,7 @@ def cell(
 
 def plot(cells: list[dict[str, Any]], floors: dict[str, float], path: Path) -> None:
     """The distance over S, a line for each amount of noise."""
-    figure, axes = panels(1, (6.0, 4.0))
+    figure, (axes,) = panels(1, (6.0, 4.0))
     for noise in NOISE:
         line = sorted((c["steps"], c["frechet"]) for c in cells if c["noise"] == noise)
         axes.plot(*zip(*line, strict=True), marker="o", label=noise)
