@@ -14,6 +14,7 @@ from typing import Any
 
 import classifier
 import torch
+from classifier import Classifier, FrechetTo
 from torch import Tensor
 
 import fastguide as fg
@@ -46,8 +47,8 @@ def digest(model: fg.Model) -> str:
 class Judge:
     """A classifier, and the distance of its features to those of the real test set."""
 
-    classifier: classifier.Classifier
-    frechet: classifier.FrechetTo
+    classifier: Classifier
+    frechet: FrechetTo
     train: Images
 
     @property
@@ -98,7 +99,7 @@ def make_judge(data: Path, cache: Path, model: fg.Model) -> Judge:
             f"samples {model.shape}"
         )
     judge = classifier.load_or_train(cache, train, test)
-    return Judge(judge, classifier.FrechetTo(judge.judge(test.pixels)[0]), train)
+    return Judge(judge, FrechetTo(judge.judge(test.pixels)[0]), train)
 
 
 def draw(
