@@ -15,7 +15,7 @@ LABELS = {"frechet": "Frechet distance", "accuracy": "share of the right class"}
 
 def plot(results: dict[str, Any], family: Family, path: Path) -> None:
     """Distance, with and without conditions, and accuracy: over the weight, or where the methods
-    took turns over the time that guidance takes.
+    took turns over the time of a sample.
     """
     wanted = [(c, "frechet") for c in family.conditions]
     wanted += [(True, "accuracy")] * (True in family.conditions)
@@ -23,32 +23,35 @@ def plot(results: dict[str, Any], family: Family, path: Path) -> None:
     for axis, (conditional, of) in zip(axes, wanted, strict=True):
         here = [row for row in results["rows"] if row["conditional"] == conditional]
         plain = next(row for row in here if row["method"] == "unguided")
-        guided = [row for row in here if row["method"] != "unguided"]
         axis.axhline(plain[of], color="k", linestyle=":", label="unguided")
-        for name in dict.fromkeys(row["method"].partition(",")[0] for row in guided):
-            rows = [row for row in guided if row["method"].partition(",")[0] == name]
-            at = [_at(row, plain) if family.in_turns else row["weight"] for row in rows]
+        for number, name in enumerate(dict.fromkeys(map(_line, family.methods))):
+            rows = [row for row in here if _line(row["method"]) == name]
+            at = [_time(row, plain) if family.in_turns else row["weight"] for row in rows]
             errors = [row["frechet_error"] for row in rows] if of == "frechet" else None
-            values = [row[of] for row in rows]
-            axis.errorbar(at, values, errors, marker="o", capsize=2, linewidth=1, label=name)
+            if rows:
+                style = {"color": f"C{number}", "marker": "o", "capsize": 2, "linewidth": 1}
+                axis.errorbar(at, [row[of] for row in rows], errors, label=name, **style)
             for x, row in zip(at, rows, strict=True):
                 note = row["method"].partition(", ")[2]
-                axis.annotate(note, (x, row[of]), fontsize=8, xytext=(4, 4), **_OFFSET)
+                axis.annotate(note, (x, row[of]), (4, 4), textcoords="offset points", fontsize=8)
         axis.set(
-            xlabel="time, unguided = 1" if family.in_turns else "weight or scale",
+            xlabel="time of a sample, unguided = 1" if family.in_turns else "weight or scale",
             ylabel=LABELS[of],
             title=("with" if conditional else "without") + " conditions",
         )
         if of == "frechet":
             axis.set_yscale("log")
-    axes[-1].legend()
+            for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+                ticks("{x:.3g}")
+    axes[0].legend()
     write_png(figure, path, 100)
 
 
-_OFFSET: dict[str, Any] = {"textcoords": "offset points"}
+def _line(method: str) -> str:
+    return method.partition(",")[0]
 
 
-def _at(row: dict[str, Any], plain: dict[str, Any]) -> float:
+def _time(row: dict[str, Any], plain: dict[str, Any]) -> float:
     ratio: float = row["seconds_per_sample"] / plain["seconds_per_sample"]
     return ratio
 
