@@ -2,6 +2,7 @@
 # .venv; later runs reinstall only what changed.
 #   make sample | test | lint | bench | baseline | cuda-build | model | clean
 #   make quality | methods | solvers | ddim-table | grids      (figures and pictures of the docs)
+#   make methods-FAMILY                       (one of perturbation autoguidance icg tsg sims every)
 # TORCH chooses the torch to install, PYTHON the interpreter:
 #   make test TORCH=torch==2.12.0 PYTHON=python3.12
 # ARGS goes to the quality benchmark:
@@ -15,7 +16,11 @@ DATA ?= /usr/share/datasets/fashion-mnist
 CLASSES := T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot
 COMPILED := $(shell find csrc -name '*.*') setup.py pyproject.toml
 
-.PHONY: sample test lint bench baseline quality solvers ddim-table methods grids cuda-build model clean
+FAMILIES := $(addprefix methods-,perturbation autoguidance icg tsg sims every)
+ONE_HEAD := --irrelevant 0 --negative 0 --no-split --compile --dtype fp16
+
+.PHONY: sample test lint bench baseline quality solvers ddim-table methods grids cuda-build model \
+  clean $(FAMILIES)
 
 sample: $(VENV)/installed
 	$(BIN)/fastguide sample fashion --out samples.png
@@ -43,14 +48,36 @@ solvers: $(VENV)/installed
 	$(BIN)/python bench/solvers.py
 
 # table 1 of DDIM, with a model that is trained for it
-ddim-table: $(VENV)/installed
-	test -f out/eps/model.json || $(BIN)/fastguide train $(DATA) out/eps --prediction eps --betas linear \
-	  --unconditional --width 160 --attention-heads 5 --steps 4500 --compile
+ddim-table: $(VENV)/installed out/eps/model.json
 	$(BIN)/python bench/ddim_table.py out/eps --data $(DATA)
 
-# every guidance method over its weight, judged by a classifier
-methods: $(VENV)/installed
-	$(BIN)/python bench/methods.py perturbation --data $(DATA)
+# every guidance method over its weight, judged by a classifier; `make methods-icg` is one family
+methods: $(FAMILIES)
+methods-autoguidance: out/small/model.json
+methods-icg: out/nodrop/model.json
+methods-tsg: out/eps/model.json
+methods-sims: out/sims/model.json
+$(FAMILIES): methods-%: $(VENV)/installed
+	$(BIN)/python bench/methods.py $* --data $(DATA)
+
+# models that are trained for a study, once: the order-only prerequisite trains none anew
+out/eps/model.json: | $(VENV)/installed
+	$(BIN)/fastguide train $(DATA) out/eps --prediction eps --betas linear --unconditional \
+	  --width 160 --attention-heads 5 --steps 4500 --compile
+
+# a weaker one
+out/small/model.json: | $(VENV)/installed
+	$(BIN)/fastguide train $(DATA) out/small --names '$(CLASSES)' --width 96 --attention-heads 4 \
+	  --depth 3 --steps 1500 $(ONE_HEAD)
+
+# one that never sees the null condition
+out/nodrop/model.json: | $(VENV)/installed
+	$(BIN)/fastguide train $(DATA) out/nodrop --names '$(CLASSES)' --width 160 --attention-heads 5 \
+	  --depth 6 --dropout 0 --steps 3000 $(ONE_HEAD)
+
+# the bundled one, tuned on its own samples
+out/sims/model.json: | $(VENV)/installed
+	$(BIN)/fastguide sims fashion out/sims --samples 10000 --steps 600 --compile --dtype fp16
 
 # the pictures of docs/methods
 grids: $(VENV)/installed

@@ -11,61 +11,45 @@ Results are written after every cell, and a run that was stopped goes on.
 
 from __future__ import annotations
 
-import json
-import time
+import statistics
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import classifier
-import torch
+import study
 import typer
 from machine import where_and_when
 from picture import panels, write_png
 from rich.table import Table
+from study import CACHE, DATA, RESULTS, Judge, console
 
 import fastguide as fg
-from fastguide.checkpoint import write_atomic
-from fastguide.images import to_pixels
 from fastguide.memory import keep_freed_memory
-from fastguide.training.data import load_images
 
-HERE = Path(__file__).resolve().parent
-DATA, CACHE = Path("/usr/share/datasets/fashion-mnist"), HERE.parent / "out"
-RESULTS, PICTURE = HERE / "results" / "ddim_table.json", HERE / "results" / "ddim_table.png"
 STEPS = (10, 20, 50, 100, 1000)
-BATCH = 250
 NOISE: dict[str, dict[str, Any]] = {
     **{f"eta {eta:g}": {"solver": fg.ddim(eta=eta)} for eta in (0.0, 0.2, 0.5, 1.0)},
     "sigma-hat": {"solver": fg.ddpm(variance="large"), "clamp": 1.0},
 }
 
 
-def cell(
-    model: fg.Model,
-    judge: classifier.Classifier,
-    frechet: classifier.FrechetTo,
-    noise: str,
-    steps: int,
-    samples: int,
-) -> dict[str, Any]:
+def cell(model: fg.Model, judge: Judge, noise: str, steps: int, samples: int) -> dict[str, Any]:
     """The distance of `samples` samples."""
     sampler = fg.Sampler(model, steps=steps, spacing=fg.leading, **NOISE[noise])
-    began, features = time.perf_counter(), []
-    for start in range(0, samples, BATCH):
-        images = sampler(seeds=range(start, min(start + BATCH, samples)))
-        features.append(judge.judge(to_pixels(images))[0])
+    ((pixels, seconds),) = study.draw([sampler], samples, what=f"{noise}, {steps} steps")
     return {
         "noise": noise,
         "steps": steps,
         "samples": samples,
-        "frechet": frechet(torch.cat(features)),
-        "seconds": time.perf_counter() - began,
+        "frechet": judge.frechet(judge.features(pixels)),
+        "seconds": seconds * samples,
     }
 
 
 def plot(cells: list[dict[str, Any]], floors: dict[str, float], path: Path) -> None:
     """The distance over S, a line for each amount of noise."""
-    figure, axes = panels(1, (6.0, 4.0))
+    figure, (axes,) = panels(1, (6.0, 4.0))
     for noise in NOISE:
         line = sorted((c["steps"], c["frechet"]) for c in cells if c["noise"] == noise)
         axes.plot(*zip(*line, strict=True), marker="o", label=noise)
@@ -88,7 +72,16 @@ def show(cells: list[dict[str, Any]]) -> None:
     found = {(c["noise"], c["steps"]): f"{c['frechet']:.2f}" for c in cells}
     for noise in NOISE:
         table.add_row(noise, *(found.get((noise, s), "") for s in steps))
-    classifier.console.print(table)
+    console.print(table)
+
+
+def _fixed(run: dict[str, Any]) -> dict[str, Any]:
+    """What all cells of one file have in common."""
+    return {
+        "dtype": run["dtype"],
+        "model": run["model"],
+        "classifier": run["classifier"]["sha256"],
+    }
 
 
 def main(
@@ -100,41 +93,41 @@ def main(
     cache: Annotated[Path, typer.Option(help="folder of the classifier")] = CACHE,
 ) -> None:
     """Measure, write and plot the table."""
-    loaded = fg.load(model, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
-    train, test = (load_images(data, split) for split in ("train", "t10k"))
-    judge = classifier.load_or_train(cache, train, test)
-    frechet = classifier.FrechetTo(judge.judge(test.pixels)[0])
-    assert isinstance(loaded.net, torch.nn.Module)
-    run = {
-        **where_and_when(),
-        "dtype": dtype,
-        "model": {"sha256": classifier.digest(loaded.net), "process": repr(loaded.process)},
-        "classifier": judge.about,
-    }
-    results: dict[str, Any] = {**run, "cells": []}
-    if RESULTS.is_file():
-        before = json.loads(RESULTS.read_text())
-        if before["model"] == run["model"] and before["dtype"] == dtype:
-            results = before
-    cells: list[dict[str, Any]] = results["cells"]
-    floors = {}
+    loaded = study.load_model(model, dtype)
+    judge = study.make_judge(data, cache, loaded)
+    path = RESULTS / "ddim_table.json"
+    results = study.kept_or_anew(
+        path,
+        {
+            **where_and_when(),
+            "dtype": dtype,
+            "model": {"sha256": study.digest(loaded), "process": repr(loaded.process)},
+            "classifier": judge.about,
+        },
+        _fixed,
+    )
+    cells: list[dict[str, Any]] = results.setdefault("cells", [])
+    floors: dict[str, float] = results.setdefault("train_images", {})
     for count in (samples, long_samples):  # fewer samples, larger distance: what real images have
-        draws = classifier.balanced_draws(train.labels, count, 20)
-        distances = [frechet(judge.judge(train.pixels[index])[0]) for index in draws]
-        floors[str(count)] = sum(distances) / len(distances)
-    results["train_images"] = floors
+        if str(count) not in floors:
+            draws = classifier.balanced_draws(judge.train.labels, count, 20)
+            sets = [judge.features(judge.train.pixels[index]) for index in draws]
+            floors[str(count)] = statistics.mean(judge.frechet(features) for features in sets)
     for steps in STEPS:
         count = samples if steps < 1000 else long_samples
         for noise in NOISE:
             if (noise, steps, count) in {(c["noise"], c["steps"], c["samples"]) for c in cells}:
                 continue
-            cells.append(cell(loaded, judge, frechet, noise, steps, count))
-            classifier.console.print(cells[-1])
-            write_atomic(RESULTS, (json.dumps(results, indent=1) + "\n").encode())
-    plot(cells, floors, PICTURE)
+            cells.append(cell(loaded, judge, noise, steps, count))
+            console.print(cells[-1])
+            study.keep(path, results)
+    plot(cells, floors, path.with_suffix(".png"))
     show(cells)
 
 
 if __name__ == "__main__":
     keep_freed_memory()
-    typer.run(main)
+    try:
+        typer.run(main)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"ddim_table: {error}")

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from fastguide.checkpoint import write_atomic
 
 
-def panels(count: int, size: tuple[float, float]) -> tuple[Figure, Any]:
+def panels(count: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
     """A figure of `size` inches and its `count` panels side by side."""
     figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(1, count)
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def write_png(figure: Figure, path: Path, dpi: int) -> None:

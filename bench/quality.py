@@ -8,34 +8,29 @@ condition does. Results are written after every row; `--resume` goes on where a 
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import classifier
+import study
 import torch
 import typer
 from machine import where_and_when
 from report import figures_of, plot, report
-from torch import Tensor
+from study import CACHE, DATA, DTYPES, RESULTS, Judge, console
 
 import fastguide as fg
-from fastguide.checkpoint import write_atomic
-from fastguide.images import to_pixels
 from fastguide.memory import keep_freed_memory
-from fastguide.training.data import Images, load_images
 
 MODES: dict[str, Callable[[float], fg.Guidance | None]] = {
     "unguided": lambda scale: None,
     "cfg": fg.CFG,
     "superconditioning": fg.Superconditioning,
 }
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PAIRS = (
     ("Shirt", "T-shirt/top"),
     ("Shirt", "Coat"),
@@ -45,7 +40,6 @@ PAIRS = (
     ("Ankle boot", "Sneaker"),
 )
 PAIR_SCALE = 3.0
-BATCH = 250
 DRAWS = 20  # of real train images
 NOTES = {
     "accuracy": "share of samples that the classifier assigns to the requested class",
@@ -58,10 +52,7 @@ NOTES = {
     "difference_error": "jackknife over the same groups of the difference itself: the modes share "
     "seeds and labels",
 }
-HERE = Path(__file__).resolve().parent
-DATA, CACHE = Path("/usr/share/datasets/fashion-mnist"), HERE.parent / "out"
-OUT = HERE / "results" / "quality"
-console = classifier.console
+OUT = RESULTS / "quality"
 
 
 @dataclass(frozen=True)
@@ -69,59 +60,28 @@ class Bench:
     """What all rows share."""
 
     model: fg.Model
-    judge: classifier.Classifier
-    frechet: classifier.FrechetTo
+    judge: Judge
     samples: int
     steps: int
     seed: int
 
-    @property
-    def labels(self) -> Tensor:
-        """0, 1, ..., 9, 0, 1, ...: every class equally often."""
-        return torch.arange(self.samples) % len(self.model.class_names)
-
     def sampler(self, mode: str, scale: float, model: fg.Model | None = None) -> fg.Sampler:
         return fg.Sampler(model or self.model, MODES[mode](scale), steps=self.steps)
 
-    def draw(
-        self,
-        samplers: Sequence[fg.Sampler],
-        labels: Tensor,
-        what: str,
-        negative: int | None = None,
-    ) -> list[tuple[Tensor, float]]:
-        """(pixels, seconds per sample) of each sampler; they take turns, batch by batch."""
-        pixels: list[list[Tensor]] = [[] for _ in samplers]
-        seconds = [0.0] * len(samplers)
-        for sampler in samplers:
-            sampler(labels[:1])  # the first call of all is slower
-        starts = range(0, len(labels), BATCH)
-        for start in classifier.shown(starts, what):
-            part = labels[start : start + BATCH]
-            seeds = range(self.seed + start, self.seed + start + len(part))
-            for i, sampler in enumerate(samplers):
-                began = time.perf_counter()
-                images = sampler(part, seeds, negative)
-                seconds[i] += time.perf_counter() - began
-                pixels[i].append(to_pixels(images))
-        return [(torch.cat(p), s / len(labels)) for p, s in zip(pixels, seconds, strict=True)]
-
-    def figures(self, pixels: Tensor, seconds: float) -> dict[str, Any]:
-        features, found = self.judge.judge(pixels)
-        left_out = self.frechet.leave_out(features, len(self.model.class_names))
-        return {
-            "accuracy": float((found == self.labels).double().mean()),
-            "frechet": self.frechet(features),
-            "frechet_error": classifier.jackknife_error(left_out),
-            "seconds_per_sample": seconds,
-            "frechet_left_out": left_out,
-        }
+    def rows(self, samplers: Sequence[fg.Sampler], what: str) -> list[dict[str, Any]]:
+        """The figures of each sampler."""
+        labels = self.judge.labels(self.samples)
+        drawn = study.draw(samplers, self.samples, labels, what, self.seed)
+        return [
+            {**self.judge.figures(pixels), "seconds_per_sample": seconds}
+            for pixels, seconds in drawn
+        ]
 
 
 def measure_row(bench: Bench, mode: str, scale: float) -> dict[str, Any]:
     """One mode at one scale."""
-    drawn = bench.draw([bench.sampler(mode, scale)], bench.labels, f"{mode} {scale:g}")
-    row = {"mode": mode, "scale": scale, **bench.figures(*drawn[0])}
+    (figures,) = bench.rows([bench.sampler(mode, scale)], f"{mode} {scale:g}")
+    row = {"mode": mode, "scale": scale, **figures}
     accuracy, distance, seconds = figures_of(row)
     console.print(f"{mode} {scale:g}: {accuracy} right, Frechet {distance}, {seconds} s / sample")
     return row
@@ -131,8 +91,8 @@ def measure_dtypes(bench: Bench, models: dict[str, fg.Model], scale: float) -> d
     """Single-pass in fp32 and in bf16: the same seeds, the batches in turns."""
     mode = "superconditioning"
     samplers = [bench.sampler(mode, scale, model) for model in models.values()]
-    drawn = bench.draw(samplers, bench.labels, f"{' and '.join(models)}, {mode} {scale:g}")
-    rows = {name: bench.figures(*one) for name, one in zip(models, drawn, strict=True)}
+    figures = bench.rows(samplers, f"{' and '.join(models)}, {mode} {scale:g}")
+    rows = dict(zip(models, figures, strict=True))
     speedup = rows["fp32"]["seconds_per_sample"] / rows["bf16"]["seconds_per_sample"]
     return {"mode": mode, "scale": scale, **rows, "bf16_speedup": speedup}
 
@@ -145,8 +105,9 @@ def measure_pair(
     what = f"{pair[0]}, negative {pair[1] if negative else 'null'}, {mode}"
     labels = torch.full((samples,), wanted)
     sampler = bench.sampler(mode, PAIR_SCALE)
-    pixels, _ = bench.draw([sampler], labels, what, other if negative else None)[0]
-    found = bench.judge.judge(pixels)[1]
+    condition = other if negative else None
+    ((pixels, _),) = study.draw([sampler], samples, labels, what, bench.seed, condition)
+    found = bench.judge.classifier.judge(pixels)[1]
     return {
         "mode": mode,
         "class": pair[0],
@@ -159,15 +120,15 @@ def measure_pair(
     }
 
 
-def measure_reference(bench: Bench, train: Images) -> dict[str, Any]:
+def measure_reference(judge: Judge, samples: int) -> dict[str, Any]:
     """The distance of real train images to the test set, and how much it varies."""
-    draws = classifier.balanced_draws(train.labels, bench.samples, DRAWS)
+    draws = classifier.balanced_draws(judge.train.labels, samples, DRAWS)
     if len(draws) < 2:
         raise ValueError(
-            f"samples is {bench.samples}, but the train images should give two disjoint draws of it"
+            f"samples is {samples}, but the train images should give two disjoint draws of it"
         )
     shown = classifier.shown(draws, "train images")
-    values = [bench.frechet(bench.judge.judge(train.pixels[index])[0]) for index in shown]
+    values = [judge.frechet(judge.features(judge.train.pixels[index])) for index in shown]
     return {
         "frechet": statistics.mean(values),
         "noise": statistics.stdev(values),
@@ -199,21 +160,6 @@ def compare(rows: list[dict[str, Any]], noise: float) -> dict[str, Any]:
     return result
 
 
-def _start(path: Path | None, run: dict[str, Any]) -> dict[str, Any]:
-    """New results of this run, or those at `path` to go on with."""
-    if path is None or not path.is_file():
-        return {**run, "notes": NOTES, "rows": [], "pairs": []}
-    results = json.loads(path.read_text())
-    before, now = _fixed(results), _fixed(run)
-    for name in now:
-        if before[name] != now[name]:
-            raise ValueError(
-                f"{name} is {now[name]!r}, but to resume {path} it should be {before[name]!r}"
-            )
-    results.setdefault("resumed", []).append(run)
-    return results
-
-
 def _fixed(run: dict[str, Any]) -> dict[str, Any]:
     """What all rows of one file have in common."""
     arguments = run["arguments"]
@@ -222,22 +168,6 @@ def _fixed(run: dict[str, Any]) -> dict[str, Any]:
         "model_sha256": run["model_sha256"],
         "classifier": run["classifier"]["sha256"],
     }
-
-
-def _load_data(folder: Path, model: fg.Model) -> tuple[Images, Images]:
-    """The train and the test images, with the model's class names."""
-    train, test = (load_images(folder, split, model.class_names) for split in ("train", "t10k"))
-    if train.class_names != model.class_names or not any(folder.glob("t10k-*")):
-        raise ValueError(
-            f"data is {str(folder)!r}, but it should hold IDX files of train and t10k images with "
-            f"the {len(model.class_names)} classes of the model"
-        )
-    if tuple(test.pixels.shape[1:]) != model.shape:
-        raise ValueError(
-            f"data is {str(folder)!r} with images {tuple(test.pixels.shape[1:])}, but the model "
-            f"samples {model.shape}"
-        )
-    return train, test
 
 
 def _choices(modes: str, scales: str) -> tuple[list[str], list[tuple[str, float]]]:
@@ -298,43 +228,37 @@ def quality(
     resume: Annotated[bool, typer.Option(help="keep the rows that are there")] = False,
 ) -> None:
     chosen, wanted = _choices(modes, scales)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}, but it should be one of {', '.join(DTYPES)}")
-    loaded = fg.load(model, dtype=DTYPES[dtype])
-    assert isinstance(loaded.net, torch.nn.Module)
+    loaded = study.load_model(model, dtype)
     _check(loaded, chosen, samples, pair_samples)
-    train, test = _load_data(data, loaded)
-    judge = classifier.load_or_train(cache, train, test)
-    frechet = classifier.FrechetTo(judge.judge(test.pixels)[0])
-    bench = Bench(loaded, judge, frechet, samples, steps, seed_offset)
+    judge = study.make_judge(data, cache, loaded)
+    bench = Bench(loaded, judge, samples, steps, seed_offset)
     path = out.with_name(f"{out.name}.json")
-    results = _start(
-        path if resume else None,
-        {
-            **where_and_when(),
-            "arguments": {
-                "model": model,
-                "modes": modes,
-                "scales": scales,
-                "samples": samples,
-                "steps": steps,
-                "dtype": dtype,
-                "pair_samples": pair_samples,
-                "seed_offset": seed_offset,
-                "data": data.name,
-            },
-            "model_sha256": classifier.digest(loaded.net),
-            "classifier": judge.about,
+    run = {
+        **where_and_when(),
+        "arguments": {
+            "model": model,
+            "modes": modes,
+            "scales": scales,
+            "samples": samples,
+            "steps": steps,
+            "dtype": dtype,
+            "pair_samples": pair_samples,
+            "seed_offset": seed_offset,
+            "data": data.name,
         },
-    )
+        "model_sha256": study.digest(loaded),
+        "classifier": judge.about,
+    }
+    results = (study.kept(path, run, _fixed) if resume else None) or run
+    results.setdefault("notes", NOTES)
 
     def keep() -> None:
-        write_atomic(path, (json.dumps(results, indent=1) + "\n").encode())
+        study.keep(path, results)
 
     if "reference" not in results:
-        results["reference"] = measure_reference(bench, train)
+        results["reference"] = measure_reference(judge, samples)
         keep()
-    rows: list[dict[str, Any]] = results["rows"]
+    rows: list[dict[str, Any]] = results.setdefault("rows", [])
     for mode, scale in wanted:
         if (mode, scale) not in {(row["mode"], row["scale"]) for row in rows}:
             rows.append(measure_row(bench, mode, scale))
@@ -347,7 +271,7 @@ def quality(
             models = {name: fg.load(model, dtype=kind) for name, kind in DTYPES.items()}
             results["dtypes"] = measure_dtypes(bench, models, scale)
             keep()
-    pairs: list[dict[str, Any]] = results["pairs"]
+    pairs: list[dict[str, Any]] = results.setdefault("pairs", [])
     for pair in PAIRS if pair_samples else ():
         for mode in chosen:
             for given in (False, True):

@@ -50,6 +50,10 @@ Perturbation = Identity | BlurredQueries | Shuffled | Skipped | NoisyTime
 Layers = tuple[str | int, ...]
 
 
+class TimedLayers(tuple[str | int, ...]):
+    """Layers whose time embedding is meant, as `Layers` otherwise: "all" are those that read it."""
+
+
 def as_layers(layers: object) -> Layers:
     """`layers` as guidance takes it: a name, an index, "mid", "all", or a list of names and
     indices.

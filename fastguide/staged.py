@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from fastguide.perturbation import Layers, Perturbation
+from fastguide.perturbation import Layers, Perturbation, TimedLayers
 
 TIME = "time"  # the layer that is the time embedding
 
@@ -109,6 +109,7 @@ class Stage(NamedTuple):
         timed: whether its layers obey `NoisyTime`. A layer called "time" stands for the embedding
             that the whole network reads; "all" does not include it.
         skippable: whether leaving the stage out leaves a state that the next stage takes.
+        tokens: whether its layers obey what is done to attention and tokens: all but `NoisyTime`.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Stage(NamedTuple):
     cond: bool = False
     timed: bool = False
     skippable: bool = False
+    tokens: bool = True
 
 
 @runtime_checkable
@@ -149,19 +151,28 @@ def run_stages(net: Staged, x: Tensor, t: Tensor, cond: Any) -> Tensor:
     return state
 
 
+def layers_of(net: Staged, timed: bool = False) -> tuple[str, ...]:
+    """The layers of attention and tokens, or those that read the time embedding, in order."""
+    stages = [stage for stage in net.stages if (stage.timed if timed else stage.tokens)]
+    return tuple(name for stage in stages for name in stage.layers if name != TIME)
+
+
 def choose_layers(layers: Layers, net: Staged) -> tuple[str, ...]:
-    """The names that `layers` selects, in the network's order, each once.
+    """The names that `layers` selects, in the network's order, each once; of the layers that read
+    the time embedding where they are `TimedLayers`.
 
     Raises:
         ValueError: an unknown or ambiguous name, or an index that is out of range.
     """
-    names = tuple(n for stage in net.stages for n in stage.layers if n != TIME)
+    timed = isinstance(layers, TimedLayers)
+    names = layers_of(net, timed)
+    keywords = "'mid', 'all', 'time'" if timed else "'mid', 'all'"
     wanted: set[str] = set()
     for layer in layers:
         if layer == TIME and any(TIME in stage.layers for stage in net.stages):
             wanted.add(TIME)
         elif layer == "mid":
-            wanted.update(net.middle)
+            wanted.update(name for name in net.middle if name in names)
         elif layer == "all":
             wanted.update(names)
         elif isinstance(layer, int):
@@ -177,7 +188,6 @@ def choose_layers(layers: Layers, net: Staged) -> tuple[str, ...]:
             similar = [name for name in names if name.startswith(layer)] if layer else []
             problem = f"{len(similar)} layers start with that" if similar else "there is none"
             raise ValueError(
-                f"layers has {layer!r}, but {problem}; the names are 'mid', 'all', "
-                f"{', '.join(names)}"
+                f"layers has {layer!r}, but {problem}; the names are {keywords}, {', '.join(names)}"
             )
     return tuple(name for name in (TIME, *names) if name in wanted)

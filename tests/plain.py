@@ -118,7 +118,10 @@ def unet(net, x, t, cond, treat=PLAIN, nag=PLAIN, groups=4):
 
     def residual(name, z, resample=lambda z: z):
         h = conv(f"{name}.conv_in", resample(silu(norm(f"{name}.norm_in", z))))
-        scale, shift = linear(f"{name}.modulation", embedding)[:, :, None, None].chunk(2, 1)
+        layer = name.replace("bottom", "middle")
+        noisy = treat.at(layer) == "time" or "time" in treat.layers
+        now = silu(raw + treat.noise if noisy else raw)
+        scale, shift = linear(f"{name}.modulation", now)[:, :, None, None].chunk(2, 1)
         h = silu(norm(f"{name}.norm_out", h) * (1 + scale) + shift)
         z = resample(z)
         z = conv(f"{name}.match", z) if f"{name}.match.weight" in w else z
@@ -146,8 +149,7 @@ def unet(net, x, t, cond, treat=PLAIN, nag=PLAIN, groups=4):
     rates = 10000.0 ** (-torch.arange(half, dtype=x.dtype) / half)
     angles = t[:, None] * net.time_scale * rates
     embedding = linear("time.0", torch.cat([angles.cos(), angles.sin()], 1))
-    embedding = linear("time.2", silu(embedding)) + w["labels.weight"][cond]
-    embedding = silu(embedding + treat.noise if "time" in treat.layers else embedding)
+    raw = linear("time.2", silu(embedding)) + w["labels.weight"][cond]
 
     h0 = conv("input.0", x)
     h1 = residual("input.1.residual", h0)

@@ -14,6 +14,7 @@ import fastguide as fg
 from fastguide.cli.guidance import parse_guidance, parse_schedule
 from fastguide.cli.sample import parse_classes, parse_seeds
 from fastguide.nets import DiT, UNet
+from fastguide.staged import choose_layers
 
 
 def fastguide(*arguments):
@@ -117,7 +118,8 @@ def test_an_unconditional_unet(tmp_path):
     done = fastguide("train", tmp_path, tmp_path / "out", *options)
     assert done.returncode == 0, done.stderr
     model = fg.load(tmp_path / "out")
-    assert (model.null, model.net.middle, model.net.config["attention"]) == (None, ("middle",), ())
+    assert choose_layers(("all",), model.net) == ("middle",)
+    assert (model.null, model.net.config["attention"]) == (None, ())
     record = json.loads((tmp_path / "out" / "model.json").read_text())["training"]
     assert record["recipe"] == {"irrelevant": 0.0, "negative": 0.0, "dropout": 0.0}
 
@@ -243,4 +245,5 @@ def test_info_of_a_model_lists_its_layers(model):
     done = fastguide("info", model)
     assert done.returncode == 0, done.stderr
     assert "blocks.0" in done.stdout
+    assert "time, blocks.0" in done.stdout
     assert "Red, Green, Blue" in done.stdout

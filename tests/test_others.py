@@ -5,7 +5,7 @@ import zlib
 import pytest
 import torch
 from plain import Treat
-from test_perturbation import NAMES, STEPS, Plain, dit, model_of
+from test_perturbation import NAMES, STEPS, Plain, dit, model_of, unet
 
 import fastguide as fg
 from fastguide import ops
@@ -37,10 +37,10 @@ def icg(run, evaluation, x, t):
     return base + 2.0 * (base - run.pred(x, t, other))
 
 
-def tsg(layers, strength, power):
+def tsg(layers, strength, power, width=48):
     def guided(run, evaluation, x, t):
         seeds = ops.derive_seeds(torch.tensor(list(run.seeds)), evaluation)
-        noise = fg.noise(seeds, (48,), zlib.crc32(b"time")).double()
+        noise = fg.noise(seeds, (width,), zlib.crc32(b"time")).double()
         size = strength * float(t[0]) ** power  # of flow: sigma / (alpha + sigma) is t
         treat = Treat("time", layers, noise=size * noise)
         base = run.pred(x, t)
@@ -91,6 +91,45 @@ def test_it_equals_its_plain_formula(name, batch, rows):
     scale = want.abs().max()
     assert (got - want).abs().max() < 2e-5 * scale
     assert (got - fg.sample(model, cond, steps=STEPS, seeds=seeds)).abs().max() > 1e-3 * scale
+
+
+RESIDUALS = ("input.1.residual", "input.2.down", "input.3.residual", "middle.first", "middle.last")
+RESIDUALS += tuple(f"output.{name}" for name in ("0.residual", "1.residual", "1.up", "2.residual"))
+RESIDUALS += ("output.3.residual",)
+
+
+@pytest.mark.parametrize("rows", ["batched", "sequential"])
+@pytest.mark.parametrize(
+    ("layers", "names"),
+    [
+        ("time", ("time",)),
+        ("all", RESIDUALS),
+        ("mid", ("middle.first", "middle.last")),
+        (["output.1.up", 1], ("input.2.down", "output.1.up")),
+    ],
+)
+def test_the_residual_blocks_of_a_unet_read_their_own_time(layers, names, rows):
+    cond, seeds = torch.arange(3), range(20, 23)
+    guided = tsg(names, 2.0, 0.5, 64)
+    want = Plain(model_of(unet().double()), cond, seeds, guided).run(seeds)
+    sampler = fg.Sampler(model_of(unet()), fg.TSG(2.5, 2.0, 0.5, layers), steps=STEPS, rows=rows)
+    assert (sampler(cond, seeds) - want).abs().max() < 2e-5 * want.abs().max()
+    off = fg.sample(model_of(unet()), cond, steps=STEPS, seeds=seeds)
+    assert (want - off).abs().max() > 1e-3 * want.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("guidance", "message"),
+    [
+        (lambda: fg.TSG(2.0, layers="input.3"), "'input.3', but 1 layers start with that"),
+        (lambda: fg.TSG(2.0, layers="middle"), "'middle', but 2 layers start with that"),
+        (lambda: fg.PAG(1.0, layers="middle.first"), "'middle.first', but there is none"),
+        (lambda: fg.SLG(1.0, layers="output.1.up"), "'output.1.up', but there is none"),
+    ],
+)
+def test_layers_of_a_unet_are_of_attention_or_of_the_time(guidance, message):
+    with pytest.raises(ValueError, match=message):
+        fg.Sampler(model_of(unet()), guidance(), steps=STEPS)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@ import plain
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import fastguide as fg
 from fastguide.nets import UNet
 from fastguide.nets.norm import GroupNorm, to_pixels, to_tokens
 from fastguide.nets.unet_blocks import PixelAttention, UNetState
-from fastguide.perturbation import Identity, Shuffled
-from fastguide.staged import PLAIN, Routing, Segment, choose_layers
+from fastguide.perturbation import Identity, Shuffled, TimedLayers
+from fastguide.staged import PLAIN, Routing, Segment, choose_layers, layers_of
 
 TINY = {"width": 16, "multipliers": (1, 2), "res_blocks": 1, "attention": (2,), "head_channels": 8}
 
@@ -59,7 +60,7 @@ def test_stages_compose_to_the_network_and_never_write_to_their_input():
     x, t, cond = inputs()
     state = (x, t)
     for stage in net.stages:
-        tensors = torch.utils._pytree.tree_leaves(state)
+        tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
         before = [tensor.clone() for tensor in tensors]
         state = stage.run(state, cond, PLAIN)
         assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
@@ -83,8 +84,11 @@ def test_stages_compose_to_the_network_and_never_write_to_their_input():
         "output.3.residual",
         "head",
     ]
-    layers = [stage.layers for stage in net.stages if stage.layers]
-    assert layers == [("time",), ("input.3",), ("middle",), ("output.0",), ("output.1",)]
+    assert layers_of(net) == ("input.3", "middle", "output.0", "output.1")
+    timed = [layer for stage in net.stages if stage.timed for layer in stage.layers]
+    kinds = ("residual", "down", "up", "first", "last")
+    assert timed == ["time", *(s.name for s in net.stages if s.name.endswith(kinds))]
+    assert layers_of(net, timed=True) == tuple(timed[1:])
     assert [stage.name for stage in net.stages if stage.cond] == ["condition"]
 
 
@@ -109,7 +113,7 @@ def test_rows_of_every_tensor_in_a_state_can_be_gathered():
         state = (x, t)
         for index, stage in enumerate(net.stages):
             if index == fork:
-                state = torch.utils._pytree.tree_map(lambda tensor: tensor[rows], state)
+                state = tree_map_only(torch.Tensor, lambda tensor: tensor[rows], state)
             state = stage.run(state, cond[rows] if index >= fork else cond, PLAIN)
         expected = net(x, t, cond)[rows]
         torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-5)
@@ -129,6 +133,18 @@ def test_the_layers_of_adm_256_have_their_published_names():
     assert round(sum(p.numel() for p in net.parameters()) / 1e6) == 554  # the paper's table 4
     heads = {m.attention.heads for m in net.modules() if isinstance(m, PixelAttention)}
     assert heads == {512 // 64, 1024 // 64}
+    timed = choose_layers(TimedLayers(("all",)), net)
+    assert len(timed) == 12 + 5 + 2 + 18 + 5
+    assert choose_layers(TimedLayers(("mid", "time", 0)), net) == (
+        "time",
+        "input.1.residual",
+        "middle.first",
+        "middle.last",
+    )
+    with pytest.raises(ValueError, match=r"'input.14', but 1 layers start with that; .* 'time', "):
+        choose_layers(TimedLayers(("input.14",)), net)
+    with pytest.raises(ValueError, match=r"'input.14.residual', but there is none"):
+        choose_layers(("input.14.residual",), net)
 
 
 def test_output_depends_on_each_input():

@@ -51,7 +51,7 @@ def _show_model(name: str) -> None:
     from rich.table import Table
 
     import fastguide as fg
-    from fastguide.staged import Staged
+    from fastguide.staged import Staged, choose_layers, layers_of
 
     model = fg.load(name)
     table = Table(show_header=False, box=None)
@@ -62,9 +62,10 @@ def _show_model(name: str) -> None:
     table.add_row("heads", str(model.heads))
     table.add_row("classes", ", ".join(model.class_names) or "unconditional")
     if isinstance(model.net, Staged):
-        layers = [layer for stage in model.net.stages for layer in stage.layers]
-        table.add_row("layers", ", ".join(layers))
-        table.add_row("mid", ", ".join(model.net.middle))
+        table.add_row("layers", ", ".join(layers_of(model.net)))
+        table.add_row("mid", ", ".join(choose_layers(("mid",), model.net)))
+        timed = [layer for stage in model.net.stages if stage.timed for layer in stage.layers]
+        table.add_row("of the time", ", ".join(timed) or "none")
     Console(highlight=False).print(table)
 
 

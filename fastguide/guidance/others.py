@@ -10,7 +10,7 @@ from typing import Any
 
 from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Other, Term
 from fastguide.model import Model
-from fastguide.perturbation import NoisyTime, as_layers
+from fastguide.perturbation import NoisyTime, TimedLayers, as_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,8 @@ class TSG(Guidance):
     Args:
         scale: 1 is off.
         strength, power: of the perturbation; its paper tunes them for each network.
-        layers: "time" for the whole network, or the blocks whose embedding is perturbed.
+        layers: "time" for the whole network, or the layers whose embedding is perturbed: the blocks
+            of a DiT, the residual blocks of a U-Net ("input.3.residual", "mid", "all").
     """
 
     scale: Amount
@@ -105,5 +106,6 @@ class TSG(Guidance):
 
     def terms(self) -> tuple[Term, ...]:
         how = NoisyTime(float(self.strength), float(self.power))
-        branch = Branch(how=how, layers=as_layers(self.layers), every=self.every)
+        layers = TimedLayers(as_layers(self.layers))
+        branch = Branch(how=how, layers=layers, every=self.every)
         return (Term(branch, self.scale, 1.0, "scale", self.schedule),)

@@ -64,6 +64,10 @@ class UNet(nn.Module):
         self._build(multipliers, res_blocks, attention, head_channels, groups)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.initialise()
+        for name, parts in self._parts():
+            for kind, part in parts.items():
+                if isinstance(part, Residual):
+                    part.name = f"{name}.{kind}"
 
     def _build(
         self,
@@ -153,7 +157,7 @@ class UNet(nn.Module):
         blocks = (
             Stage(f"{name}.{kind}", part, (name,), skippable=True)
             if isinstance(part, PixelAttention)
-            else Stage(f"{name}.{kind}", part)
+            else Stage(f"{name}.{kind}", part, (f"{name}.{kind}",), timed=True, tokens=False)
             for name, parts in self._parts()
             for kind, part in parts.items()
         )
@@ -173,8 +177,8 @@ class UNet(nn.Module):
 
     @property
     def middle(self) -> tuple[str, ...]:
-        """The attention layer between the halves."""
-        return ("middle",)
+        """The attention layer between the halves, and the residual blocks around it."""
+        return ("middle.first", "middle", "middle.last")
 
     def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """Predict from `x` [B, C, H, W] at times `t` [B] under `cond` (None: the null class)."""
@@ -196,7 +200,8 @@ class UNet(nn.Module):
         if self.labels is not None:
             null = torch.full((embedding.shape[0],), self.classes, device=embedding.device)
             embedding = embedding + self.labels(null if cond is None else cond)
-        return state._replace(embedding=F.silu(timed(embedding, TIME, routing)))
+        embedding = timed(embedding, TIME, routing)
+        return state._replace(embedding=F.silu(embedding), raw=embedding)
 
     def head(self, state: UNetState, cond: Any = None, routing: Routing = PLAIN) -> Tensor:
         """Features to pixels."""

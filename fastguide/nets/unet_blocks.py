@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fastguide.nets.attention import SelfAttention, shuffled
 from fastguide.nets.norm import GroupNorm, to_pixels, to_tokens
+from fastguide.nets.timed import timed
 from fastguide.staged import PLAIN, Routing
 
 
@@ -17,8 +18,9 @@ class UNetState(NamedTuple):
     """What flows from stage to stage; all of it is batch-first."""
 
     h: Tensor  # [rows, C, H, W], channels last in memory
-    embedding: Tensor  # [rows, E]: time and condition
+    embedding: Tensor  # [rows, E]: time and condition, after their SiLU
     skips: tuple[Tensor, ...]  # what the first half keeps for the second
+    raw: Tensor | None = None  # the embedding before its SiLU, once it has the condition
 
 
 class Residual(nn.Module):
@@ -32,6 +34,8 @@ class Residual(nn.Module):
             what was laid aside last, whose channels `inputs` counts.
         resample: "down" averages 2x2 pixels, "up" repeats them.
     """
+
+    name = ""  # of the layer, where guidance can reach it
 
     def __init__(
         self,
@@ -53,7 +57,7 @@ class Residual(nn.Module):
 
     def forward(self, state: UNetState, cond: Any = None, routing: Routing = PLAIN) -> UNetState:
         """One stage."""
-        x, embedding, skips = state
+        x, embedding, skips = state.h, self._embedding(state, routing), state.skips
         if self.skip == "keep":
             skips = (*skips, x)
         elif self.skip == "take":
@@ -61,7 +65,14 @@ class Residual(nn.Module):
         h = self.conv_in(self._resampled(self.norm_in(x)))
         scale, shift = self.modulation(embedding).chunk(2, 1)
         h = self.conv_out(self.norm_out(h, scale, shift))
-        return UNetState(self.match(self._resampled(x)) + h, embedding, skips)
+        return state._replace(h=self.match(self._resampled(x)) + h, skips=skips)
+
+    def _embedding(self, state: UNetState, routing: Routing) -> Tensor:
+        """The state's, or where `routing` perturbs this block's, that after its SiLU."""
+        if state.raw is None:
+            return state.embedding
+        noisy = timed(state.raw, self.name, routing)
+        return state.embedding if noisy is state.raw else F.silu(noisy)
 
     def _resampled(self, h: Tensor) -> Tensor:
         if self.resample == "down":

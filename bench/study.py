@@ -1,0 +1,166 @@
+"""What the studies of quality share: a judge of samples, and results that a stopped run goes on
+with.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import classifier
+import torch
+from classifier import Classifier, FrechetTo
+from torch import Tensor
+
+import fastguide as fg
+from fastguide.checkpoint import write_atomic
+from fastguide.images import to_pixels
+from fastguide.training.data import Images, load_images
+
+HERE = Path(__file__).resolve().parent
+DATA, CACHE = Path("/usr/share/datasets/fashion-mnist"), HERE.parent / "out"
+RESULTS = HERE / "results"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BATCH = 250
+console = classifier.console
+
+
+def load_model(name: str, dtype: str) -> fg.Model:
+    """A bundled model or one in a folder."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, but it should be one of {', '.join(DTYPES)}")
+    return fg.load(name, dtype=DTYPES[dtype])
+
+
+def digest(model: fg.Model) -> str:
+    """SHA-256 of a model's weights."""
+    assert isinstance(model.net, torch.nn.Module)
+    return classifier.digest(model.net)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A classifier, and the distance of its features to those of the real test set."""
+
+    classifier: Classifier
+    frechet: FrechetTo
+    train: Images
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return self.classifier.about
+
+    @property
+    def classes(self) -> int:
+        return len(self.train.class_names)
+
+    def labels(self, count: int) -> Tensor:
+        """0, 1, ..., 9, 0, 1, ...: every class equally often."""
+        return torch.arange(count) % self.classes
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """fp64 `[N, 128]`."""
+        return self.classifier.judge(pixels)[0]
+
+    def figures(self, pixels: Tensor) -> dict[str, Any]:
+        """Of samples of the classes `labels(N)`: the share that is of its class, the distance, its
+        standard error, and its values without each group.
+        """
+        features, found = self.classifier.judge(pixels)
+        left_out = self.frechet.leave_out(features, self.classes)
+        return {
+            "accuracy": float((found == self.labels(len(found))).double().mean()),
+            "frechet": self.frechet(features),
+            "frechet_error": classifier.jackknife_error(left_out),
+            "frechet_left_out": left_out,
+        }
+
+
+def make_judge(data: Path, cache: Path, model: fg.Model) -> Judge:
+    """The judge of samples of `model`; its classifier is kept in `cache`.
+
+    Raises:
+        ValueError: `data` holds no train and test images of the model's classes and shape.
+    """
+    train, test = (load_images(data, split, model.class_names) for split in ("train", "t10k"))
+    if train.class_names != model.class_names or not any(data.glob("t10k-*")):
+        raise ValueError(
+            f"data is {str(data)!r}, but it should hold IDX files of train and t10k images with "
+            f"the {len(model.class_names)} classes of the model"
+        )
+    if tuple(test.pixels.shape[1:]) != model.shape:
+        raise ValueError(
+            f"data is {str(data)!r} with images {tuple(test.pixels.shape[1:])}, but the model "
+            f"samples {model.shape}"
+        )
+    judge = classifier.load_or_train(cache, train, test)
+    return Judge(judge, FrechetTo(judge.judge(test.pixels)[0]), train)
+
+
+def draw(
+    samplers: Sequence[fg.Sampler],
+    count: int,
+    labels: Tensor | None = None,
+    what: str = "sampling",
+    seed: int = 0,
+    negative: int | None = None,
+    batch: int = BATCH,
+) -> list[tuple[Tensor, float]]:
+    """(pixels, seconds a sample: the median of the batches) of each sampler, for `count` seeds from
+    `seed` on; they take turns, batch by batch.
+    """
+    pixels: list[list[Tensor]] = [[] for _ in samplers]
+    seconds: list[list[float]] = [[] for _ in samplers]
+    for sampler in samplers:
+        sampler(None if labels is None else labels[:1])  # the first call of all is slower
+    for start in classifier.shown(range(0, count, batch), what):
+        stop = min(start + batch, count)
+        part = None if labels is None else labels[start:stop]
+        for i, sampler in enumerate(samplers):
+            began = time.perf_counter()
+            images = sampler(part, range(seed + start, seed + stop), negative)
+            seconds[i].append((time.perf_counter() - began) / (stop - start))
+            pixels[i].append(to_pixels(images))
+    return [(torch.cat(p), statistics.median(s)) for p, s in zip(pixels, seconds, strict=True)]
+
+
+def keep(path: Path, results: dict[str, Any]) -> None:
+    """Write results, whole or not at all."""
+    write_atomic(path, (json.dumps(results, indent=1) + "\n").encode())
+
+
+def kept(
+    path: Path, run: dict[str, Any], fixed: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any] | None:
+    """The results at `path` for `run` to go on with; None where there are none.
+
+    Raises:
+        ValueError: what all rows of a file have in common, `fixed`, is not that of this run.
+    """
+    if not path.is_file():
+        return None
+    results: dict[str, Any] = json.loads(path.read_text())
+    before, now = fixed(results), fixed(run)
+    for name in now:
+        if before[name] != now[name]:
+            raise ValueError(
+                f"{name} is {now[name]!r}, but to go on with {path} it should be {before[name]!r}"
+            )
+    results.setdefault("resumed", []).append(run)
+    return results
+
+
+def kept_or_anew(
+    path: Path, run: dict[str, Any], fixed: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """The results at `path` to go on with, or new ones; says why it leaves old ones behind."""
+    try:
+        return kept(path, run, fixed) or run
+    except ValueError as error:
+        console.print(f"measuring anew: {error}")
+        return run
