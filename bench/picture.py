@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from fastguide.checkpoint import write_atomic
 
 
-def panels(count: int, size: tuple[float, float]) -> tuple[Figure, Any]:
-    """A figure of `size` inches and its `count` panels side by side."""
+def panels(count: int, size: tuple[float, float], rows: int = 1) -> tuple[Figure, Any]:
+    """A figure of `size` inches and its panels: `count` side by side, in `rows` rows."""
     figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(1, count)
+    return figure, figure.subplots(rows, count)
 
 
 def write_png(figure: Figure, path: Path, dpi: int) -> None:

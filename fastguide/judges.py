@@ -66,12 +66,12 @@ class TextImage:
         if isinstance(texts, str):
             raise TypeError(f"texts is {texts!r}, but it should be a list of strings")
         tokens = text_tokens(texts, self.net.text_tower.length)
-        return self.net.text(tokens.to(self.logit_scale.device))
+        return self.net.text(tokens.to(self.net.log_scale.device))
 
     @property
-    def logit_scale(self) -> Tensor:
-        """What inner products are multiplied by: already exponentiated, at most 100, 0-dim."""
-        return self.net.scale
+    def logit_scale(self) -> float:
+        """What inner products are multiplied by: already exponentiated, at most 100."""
+        return float(self.net.scale)
 
 
 def save(
