@@ -13,7 +13,7 @@ from test_training import write_idx
 import fastguide as fg
 from fastguide import judges
 from fastguide.diffuse import alpha_sigma
-from fastguide.nets import DiT, Encoder, TextImageNet
+from fastguide.nets import DiT, Encoder, GaussianMixture, TextImageNet
 from fastguide.training import Images, LoopConfig, train_classifier, train_text_image
 from fastguide.training.judges import contrastive
 from fastguide.training.objective import noised_alike
@@ -48,6 +48,18 @@ def run(kind, out, process=FLOW, stop=None, images=None, report=None, **settings
     return teach(net, images, *process, config, out, reported)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Both kinds: the folders, and the losses of the steps."""
+    found = {}
+    for kind in ("classifier", "clip"):
+        torch.manual_seed(0)
+        folder, losses = tmp_path_factory.mktemp(kind), []
+        run(kind, folder, report=losses, steps=150, rate=3e-3, ema=0.9)
+        found[kind] = folder, losses
+    return found
+
+
 def images_at(t, count=96):
     """What a network is given at time `t` of the flow, and the labels."""
     images = three_kinds(count)
@@ -66,9 +78,8 @@ def test_a_classifier_learns_from_noise(tmp_path, process):
     assert sum(losses[-15:]) < 0.7 * sum(losses[:15])
 
 
-def test_a_classifier_tells_classes_apart_and_its_gradient_leads_to_them(tmp_path):
-    run("classifier", tmp_path, steps=150, rate=3e-3, ema=0.9)
-    classifier = fg.load_classifier(tmp_path)
+def test_a_classifier_tells_classes_apart_and_its_gradient_leads_to_them(trained):
+    classifier = fg.load_classifier(trained["classifier"][0])
     assert classifier.class_names == NAMES
     for t, least in ((0.1, 0.95), (0.5, 0.9)):
         x, times, labels = images_at(t)
@@ -83,11 +94,10 @@ def test_a_classifier_tells_classes_apart_and_its_gradient_leads_to_them(tmp_pat
     assert gradient.mean() > 0  # towards light
 
 
-def test_a_pair_learns_to_match_images_and_texts(tmp_path):
-    losses = []
-    run("clip", tmp_path, report=losses, steps=150, rate=3e-3, ema=0.9)
+def test_a_pair_learns_to_match_images_and_texts(trained):
+    folder, losses = trained["clip"]
     assert sum(losses[-15:]) < 0.6 * sum(losses[:15])
-    pair = fg.load_text_image(tmp_path)
+    pair = fg.load_text_image(folder)
     x, times, labels = images_at(0.2)
     logits = pair.logit_scale * pair.image(x, times) @ pair.text(["Dark", "light", "LEFT"]).T
     assert (logits.argmax(1) == labels).float().mean() > 0.95
@@ -95,6 +105,29 @@ def test_a_pair_learns_to_match_images_and_texts(tmp_path):
     towards = (pair.image(x, times) @ pair.text(["light"]).T).sum()
     (gradient,) = torch.autograd.grad(towards, x)
     assert gradient[labels != 1].flatten(1).abs().amax(1).min() > 0
+
+
+@pytest.mark.parametrize("kind", ["classifier", "clip"])
+def test_guidance_by_them_finds_the_class(trained, kind):
+    """An unconditional network of the three images, and what leads it to one of them."""
+    images = three_kinds(3)
+    means = images.pixels.double() / 127.5 - 1
+    net = GaussianMixture(means, [0.2] * 3, [1 / 3] * 3, *FLOW)
+    model = fg.Model(net, *FLOW, (1, 4, 4))
+    if kind == "classifier":
+        classifier = fg.load_classifier(trained[kind][0])
+        guidance = fg.ClassifierGuidance(classifier, 3.0, labels=torch.arange(30) % 3)
+    else:
+        pair = fg.load_text_image(trained[kind][0])
+        texts = pair.text([NAMES[i % 3] for i in range(30)])
+        guidance = fg.CLIPGuidance(pair.image, texts, 3.0, logit_scale=pair.logit_scale)
+    shares = []
+    for how in (None, guidance):
+        x = fg.sample(model, guidance=how, steps=20, seeds=range(30)).double()
+        found = (x.unsqueeze(1) - means).flatten(2).square().sum(2).argmin(1)
+        shares.append((found == torch.arange(30) % 3).double().mean().item())
+    assert shares[0] < 0.6  # a third by chance
+    assert shares[1] > 0.9
 
 
 def test_pairs_of_one_text_are_no_negatives_of_each_other():
