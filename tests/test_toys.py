@@ -11,6 +11,7 @@ import fastguide as fg
 from fastguide.nets import GaussianMixture
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+import fractal
 import golden
 import toys
 
@@ -137,3 +138,31 @@ def test_the_library_is_the_formula(case, mode):
     torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-4)
     if case.dimensions > 1:
         assert (both[0] - both[1]).abs().max() > 0.01
+
+
+def test_the_fractals_classes_and_generations_weigh_the_same():
+    tree = fractal.grow()
+    branches = 2**fractal.DEPTH - 1
+    assert tree.means.shape == (2 * branches * fractal.ON_A_BRANCH, 2)
+    own = tree.labels == 0
+    assert tree.weights[own].sum().item() == pytest.approx(0.5)
+    for generation in range(fractal.DEPTH):
+        first, last = 2**generation - 1, 2 ** (generation + 1) - 1
+        there = (tree.branches >= first) & (tree.branches < last)
+        assert tree.weights[there].sum().item() == pytest.approx(0.5 / fractal.DEPTH)
+    assert (tree.means[own].mean(0) > 0.3).all()
+    assert (tree.means[~own].mean(0) < -0.3).all()
+
+
+def test_the_fractals_judge_knows_data_outliers_and_lost_branches():
+    tree, generator = fractal.grow(), torch.Generator().manual_seed(0)
+    own = tree.draw(4000, 0, generator)
+    floor = torch.quantile(golden.log_density(tree.net(), own, 0), 0.01).item()
+    of_data = fractal.judge(tree, own, floor)
+    assert of_data["outliers"] == pytest.approx(0.01, abs=1e-3)
+    assert of_data["misplaced"] < 0.1
+    assert fractal.judge(tree, own + 0.2, floor)["outliers"] > 0.3
+    trunk = tree.means[(tree.branches == 0).nonzero().squeeze(1)]
+    found = fractal.judge(tree, trunk.repeat(10, 1), floor)
+    assert found["misplaced"] == pytest.approx(1 - 1 / fractal.DEPTH, abs=1e-6)
+    assert found["outliers"] == 0
