@@ -1,8 +1,9 @@
 # Everything from a bare Python (3.10 - 3.13) and a C++ compiler. The first run of a target sets up
 # .venv; later runs reinstall only what changed.
 #   make sample | test | lint | bench | baseline | cuda-build | model | clean
-#   make quality | methods | solvers | ddim-table | grids      (figures and pictures of the docs)
+#   make quality | methods | solvers | toys | ddim-table | grids   (figures and pictures of the docs)
 #   make methods-FAMILY                       (one of perturbation autoguidance icg tsg sims every)
+#   make classifier | clip | judges    (what classifier and CLIP guidance are led by; how good it is)
 # TORCH chooses the torch to install, PYTHON the interpreter:
 #   make test TORCH=torch==2.12.0 PYTHON=python3.12
 # ARGS goes to the quality benchmark:
@@ -19,8 +20,8 @@ COMPILED := $(shell find csrc -name '*.*') setup.py pyproject.toml
 FAMILIES := $(addprefix methods-,perturbation autoguidance icg tsg sims every)
 ONE_HEAD := --irrelevant 0 --negative 0 --no-split --compile --dtype fp16
 
-.PHONY: sample test lint bench baseline quality solvers ddim-table methods grids cuda-build model \
-  clean $(FAMILIES)
+.PHONY: sample test lint bench baseline quality solvers toys ddim-table methods grids \
+  cuda-build model classifier clip judges clean $(FAMILIES)
 
 sample: $(VENV)/installed
 	$(BIN)/fastguide sample fashion --out samples.png
@@ -46,6 +47,11 @@ quality: $(VENV)/installed
 # every solver on a mixture whose scores are known
 solvers: $(VENV)/installed
 	$(BIN)/python bench/solvers.py
+
+# CFG and REG against exact guidance, and autoguidance on the fractal of its paper
+toys: $(VENV)/installed
+	$(BIN)/python bench/toys.py
+	$(BIN)/python bench/fractal.py
 
 # table 1 of DDIM, with a model that is trained for it
 ddim-table: $(VENV)/installed out/eps/model.json
@@ -93,6 +99,19 @@ model: $(VENV)/installed
 	mkdir -p bench/models/fashion-weak
 	cp out/fashion/model.* fastguide/assets/fashion/
 	cp out/fashion/snapshot-750/model.* bench/models/fashion-weak/
+
+# a classifier of noisy images, for fg.ClassifierGuidance, and encoders for fg.CLIPGuidance
+classifier: $(VENV)/installed
+	$(BIN)/fastguide classifier $(DATA) out/noisy-classifier --like fashion --steps 1200 \
+	  --save-every 200 --compile --dtype fp16
+
+clip: $(VENV)/installed
+	$(BIN)/fastguide clip $(DATA) out/clip --like fashion --steps 1200 \
+	  --save-every 200 --compile --dtype fp16
+
+# their accuracy at each noise level
+judges: classifier clip
+	$(BIN)/python bench/judges.py out/noisy-classifier out/clip --data $(DATA)
 
 $(VENV)/installed: $(VENV)/tools $(COMPILED)
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[test,bench]'

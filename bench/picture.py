@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 from fastguide.checkpoint import write_atomic
 
 
-def panels(count: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
-    """A figure of `size` inches and its `count` panels side by side."""
+def panels(count: int, size: tuple[float, float], rows: int = 1) -> tuple[Figure, list[Any]]:
+    """A figure of `size` inches and its panels: `count` side by side, in `rows` rows one after the
+    other.
+    """
     figure = Figure(figsize=size, layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+    return figure, list(figure.subplots(rows, count, squeeze=False).flat)
 
 
 def write_png(figure: Figure, path: Path, dpi: int) -> None:

@@ -35,6 +35,7 @@ from fastguide.guidance import (
     interval,
     linear,
 )
+from fastguide.judges import Classifier, TextImage, load_classifier, load_text_image
 from fastguide.memory import keep_freed_memory
 from fastguide.model import Model
 from fastguide.ops import noise
@@ -112,6 +113,7 @@ __all__ = [
     "VP",
     "AutoGuidance",
     "CheckpointError",
+    "Classifier",
     "DynamicThreshold",
     "Flow",
     "Guidance",
@@ -123,6 +125,7 @@ __all__ = [
     "Progress",
     "Sampler",
     "Superconditioning",
+    "TextImage",
     "Update",
     "annealed_langevin",
     "beta",
@@ -154,6 +157,8 @@ __all__ = [
     "linspace",
     "lms",
     "load",
+    "load_classifier",
+    "load_text_image",
     "make_levels",
     "noise",
     "plms",

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +25,11 @@ from fastguide.nets import NETS
 from fastguide.process import EDM, VP, Flow, Prediction
 
 FORMAT = 1
+READERS = {  # by the kind of network
+    **dict.fromkeys(NETS, "load"),
+    "Encoder": "load_classifier",
+    "TextImageNet": "load_text_image",
+}
 _PROCESSES = {"VP": VP, "EDM": EDM, "Flow": Flow}
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
 
@@ -53,6 +58,16 @@ def digest(weights: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(tensors_to_bytes(stored)).hexdigest()
 
 
+class Stored(NamedTuple):
+    """What a folder holds: a network, and what the numbers that go in and out of it mean."""
+
+    net: Any
+    process: VP | EDM | Flow
+    prediction: Prediction
+    shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+
 def save(
     folder: str | Path,
     model: Model,
@@ -69,17 +84,29 @@ def save(
     net = model.net
     if not isinstance(net, nn.Module) or type(net).__name__ not in NETS:
         raise TypeError(f"net is a {type(net).__name__}, but only {', '.join(NETS)} can be saved")
-    config: dict[str, Any] = net.config  # type: ignore[assignment]
+    stored = Stored(net, model.process, model.prediction, model.shape, model.class_names)
+    write(folder, stored, weights, dtype, training)
+
+
+def write(
+    folder: str | Path,
+    stored: Stored,
+    weights: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write any network of `fastguide.nets`; arguments as `save` has them."""
+    net = stored.net
     weights = net.state_dict() if weights is None else weights
-    stored = {name: value.to("cpu", dtype).contiguous() for name, value in weights.items()}
-    data = tensors_to_bytes(stored)
+    cast = {name: value.to("cpu", dtype).contiguous() for name, value in weights.items()}
+    data = tensors_to_bytes(cast)
     description = {
         "format": FORMAT,
-        "net": {"name": type(net).__name__, **config},
-        "process": {"name": type(model.process).__name__, **asdict(model.process)},
-        "prediction": asdict(model.prediction),
-        "shape": list(model.shape),
-        "class_names": list(model.class_names),
+        "net": {"name": type(net).__name__, **net.config},
+        "process": {"name": type(stored.process).__name__, **asdict(stored.process)},
+        "prediction": asdict(stored.prediction),
+        "shape": list(stored.shape),
+        "class_names": list(stored.class_names),
         "weights": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)},
         "training": dict(training or {}),
     }
@@ -96,17 +123,30 @@ def load(
     Raises:
         CheckpointError: see the class.
     """
+    return describe(*read(folder, NETS, device, dtype))
+
+
+def read(
+    folder: str | Path,
+    nets: Mapping[str, type[nn.Module]],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Stored:
+    """Read a folder whose network is one of `nets`, as `load` does.
+
+    Raises:
+        CheckpointError: see the class.
+    """
     folder = Path(folder)
     description = read_description(folder)
     data = _read_weights(folder, description["weights"])
     try:
         config = dict(description["net"])
         name = config.pop("name")
-        if name not in NETS:
-            raise CheckpointError(
-                f"{folder}: net is {name!r}, but this version knows {sorted(NETS)}"
-            )
-        net = NETS[name](**config)
+        if name not in nets:
+            reader = f"; fastguide.{READERS[name]} reads it" if name in READERS else ""
+            raise CheckpointError(f"{folder}: net is {name!r}, not one of {sorted(nets)}{reader}")
+        net = nets[name](**config)
         process = dict(description["process"])
         kind = _PROCESSES[process.pop("name")](**process)
         prediction = Prediction(**description["prediction"])
@@ -123,7 +163,7 @@ def load(
     except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the weights do not fit the network: {error}") from error
     net.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return describe(net, kind, prediction, shape, class_names)
+    return Stored(net, kind, prediction, shape, class_names)
 
 
 def describe(

@@ -11,9 +11,9 @@ from PIL import Image
 import fastguide as fg
 from fastguide.nets import DiT, GaussianMixture, UNet
 from fastguide.training import Images, Recipe, TrainConfig, load_images, train
+from fastguide.training.loop import batch_indices
 from fastguide.training.objective import cosine_rate, noised
 from fastguide.training.recipe import assign
-from fastguide.training.train import batch_indices
 
 SMALL = {"width": 24, "depth": 1, "attention_heads": 2, "patch": 2}
 SMALL_UNET = {

@@ -8,12 +8,13 @@ import typer
 
 from fastguide.cli.ema import ema
 from fastguide.cli.info import info
+from fastguide.cli.judges import classifier, clip
 from fastguide.cli.sample import sample
 from fastguide.cli.sims import sims
 from fastguide.cli.train import train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
-for command in (sample, train, sims, ema, info):
+for command in (sample, train, sims, ema, classifier, clip, info):
     app.command()(command)
 
 

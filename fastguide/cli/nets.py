@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import typer
+
     from fastguide.nets import DiT, UNet
-    from fastguide.process import EDM, VP, Flow
+    from fastguide.process import EDM, VP, Flow, Prediction
     from fastguide.training import Images, Recipe
 
 OPTIONS = {
@@ -27,6 +29,12 @@ def check_options(net: str, given: Iterable[str]) -> None:
                 raise ValueError(f"{option} is an option of net {other!r}, but net is {net!r}")
 
 
+def given(context: typer.Context, name: str) -> bool:
+    """Whether the option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def make_process(prediction: str, betas: str) -> VP | EDM | Flow:
     """The process that the networks with this prediction are trained on."""
     from fastguide.process import EDM, VP, Flow
@@ -38,7 +46,8 @@ def make_process(prediction: str, betas: str) -> VP | EDM | Flow:
 
 def make_dit(
     images: Images,
-    prediction: str,
+    process: VP | EDM | Flow,
+    prediction: Prediction,
     width: int,
     depth: int,
     patch: int,
@@ -68,14 +77,15 @@ def make_dit(
         heads=2 if second else 1,
         negative=second and negative > 0,
         split=split,
-        time_scale=_time_scale(prediction),
+        time_scale=time_scale(process, prediction),
     )
     return net, Recipe(irrelevant, negative if second else 0.0, dropout)
 
 
 def make_unet(
     images: Images,
-    prediction: str,
+    process: VP | EDM | Flow,
+    prediction: Prediction,
     width: int,
     multipliers: str,
     res_blocks: int,
@@ -92,22 +102,29 @@ def make_unet(
     net = UNet(
         channels=images.pixels.shape[1],
         width=width,
-        multipliers=_numbers("multipliers", multipliers),
+        multipliers=numbers("multipliers", multipliers),
         res_blocks=res_blocks,
-        attention=_numbers("attention", attention),
+        attention=numbers("attention", attention),
         head_channels=head_channels,
         classes=0 if unconditional else len(images.class_names),
         variance=variance,
-        time_scale=_time_scale(prediction),
+        time_scale=time_scale(process, prediction),
     )
     return net, Recipe(dropout=0.0 if unconditional else dropout)
 
 
-def _time_scale(prediction: str) -> float:
-    return {"flow": 1000.0, "edm": 250.0}.get(prediction, 1.0)
+def time_scale(process: VP | EDM | Flow, prediction: Prediction) -> float:
+    """What brings the network's time to steps of about 1: it is log(sigma / alpha), flow's time or
+    a timestep.
+    """
+    from fastguide.process import Flow
+
+    if prediction.log_time is not None:
+        return 62.5 / prediction.log_time
+    return 1000.0 if isinstance(process, Flow) else 1.0
 
 
-def _numbers(argument: str, text: str) -> tuple[int, ...]:
+def numbers(argument: str, text: str) -> tuple[int, ...]:
     """ "1,2,2" to (1, 2, 2); "" to ()."""
     parts = [part.strip() for part in text.split(",")] if text else []
     if not all(part.isdigit() for part in parts):

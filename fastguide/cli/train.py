@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fastguide.cli.dtypes import STORED, dtype_of
+from fastguide.cli.progress import training
 
 
 def train(
@@ -65,22 +64,23 @@ def train(
     keep_every: Annotated[int, typer.Option(help="steps between kept averages")] = 500,
 ) -> None:
     """Train a network; with the defaults, a DiT that does single-pass superconditioning and CFG."""
-    from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
     from fastguide.cli import nets
     from fastguide.process import Prediction
     from fastguide.training import TrainConfig, load_images
     from fastguide.training import train as run
-    from fastguide.training.trainable import Trainable
+    from fastguide.training.trainable import Denoiser
 
     chosen_dtype = dtype_of(dtype, STORED)
-    nets.check_options(net, [name for name in context.params if _given(context, name)])
+    nets.check_options(net, [name for name in context.params if nets.given(context, name)])
     images = load_images(data, names=tuple(filter(None, names.split(","))))
-    network: Trainable
+    process = nets.make_process(prediction, betas)
+    kind = Prediction(prediction)  # type: ignore[arg-type]
+    network: Denoiser
     if net == "dit":
         network, recipe = nets.make_dit(
             images,
-            prediction,
+            process,
+            kind,
             width=192 if width is None else width,
             depth=depth,
             patch=patch,
@@ -94,7 +94,8 @@ def train(
     else:
         network, recipe = nets.make_unet(
             images,
-            prediction,
+            process,
+            kind,
             width=64 if width is None else width,
             multipliers=multipliers,
             res_blocks=res_blocks,
@@ -104,7 +105,6 @@ def train(
             dropout=dropout,
             unconditional=unconditional,
         )
-    process = nets.make_process(prediction, betas)
     config = TrainConfig(
         steps=steps,
         batch=batch,
@@ -119,23 +119,7 @@ def train(
         keep_every=keep_every,
         recipe=recipe,
     )
-    columns = (
-        TextColumn("loss {task.fields[loss]:.4f}, {task.fields[speed]:.2f} steps/s"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*Progress.get_default_columns()[:3], *columns) as progress:
-        task = progress.add_task("training", total=steps, loss=float("nan"), speed=0.0)
-        smooth = [0.0]
-        marks: deque[float] = deque(maxlen=50)  # when the last steps were done
-
-        def report(step: int, loss: float) -> None:
-            smooth[0] = loss if step == 1 or not smooth[0] else 0.98 * smooth[0] + 0.02 * loss
-            marks.append(time.perf_counter())
-            speed = (len(marks) - 1) / max(marks[-1] - marks[0], 1e-9)
-            progress.update(task, completed=step, loss=smooth[0], speed=speed)
-
-        kind = Prediction(prediction)  # type: ignore[arg-type]
+    with training(steps) as report:
         run(network, images, process, kind, config, out, report, chosen_dtype)
 
 
@@ -144,9 +128,3 @@ def _lengths(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise ValueError(f"lengths is {text!r}, but it should read like 0.05,0.1") from None
-
-
-def _given(context: typer.Context, name: str) -> bool:
-    """Whether the option stands on the command line."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

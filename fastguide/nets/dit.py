@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastguide.nets.attention import SelfAttention, shuffled
-from fastguide.nets.embedding import time_embedding
+from fastguide.nets.embedding import position_embedding, time_embedding
 from fastguide.nets.linear import joined
 from fastguide.nets.timed import timed
 from fastguide.staged import PLAIN, TIME, Routing, Stage, run_stages
@@ -245,14 +244,3 @@ def modulate(tokens: Tensor, shift: Tensor, scale: Tensor, parts: int = 1) -> Te
     split = tokens.unflatten(-1, (parts, -1))
     normal = F.layer_norm(split, split.shape[-1:], eps=1e-6).flatten(-2)
     return normal * (1 + scale) + shift
-
-
-def position_embedding(grid: tuple[int, int], width: int, device: torch.device) -> Tensor:
-    """Fixed 2-D sine-cosine embedding `[h w, width]` of a token grid of any size."""
-    quarter = width // 4
-    rates = torch.exp(torch.arange(quarter, device=device) * (-math.log(10000.0) / quarter))
-    rows = torch.arange(grid[0], device=device).unsqueeze(1) * rates
-    columns = torch.arange(grid[1], device=device).unsqueeze(1) * rates
-    rows = torch.cat([rows.sin(), rows.cos()], 1).unsqueeze(1).expand(*grid, -1)
-    columns = torch.cat([columns.sin(), columns.cos()], 1).unsqueeze(0).expand(*grid, -1)
-    return torch.cat([rows, columns], 2).flatten(0, 1)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastguide.nets.embedding import time_embedding
 from fastguide.nets.norm import GroupNorm
 from fastguide.nets.timed import timed
 from fastguide.nets.unet_blocks import PixelAttention, Residual, UNetState
+from fastguide.nets.unet_half import block, check_config, check_shape, embed, first_half, initialise
 from fastguide.staged import PLAIN, TIME, Routing, Stage, run_stages
 
 
@@ -58,10 +58,30 @@ class UNet(nn.Module):
         self.config: dict[str, Any] = {
             k: v for k, v in locals().items() if k not in ("self", "__class__")
         }
-        _check(self.config)
+        check_config(self.config)
+        if classes < 0:
+            raise ValueError(f"classes is {classes}, but it should be 0 (unconditional) or more")
         self.channels, self.classes, self.variance = channels, classes, variance
         self.width, self.levels, self.time_scale = width, len(multipliers), time_scale
-        self._build(multipliers, res_blocks, attention, head_channels, groups)
+        half = first_half(
+            channels, width, multipliers, res_blocks, attention, head_channels, groups, "keep"
+        )
+        embedding, now, kept = 4 * width, half.outputs, list(half.kept)
+        self.time = half.time
+        self.labels = nn.Embedding(classes + 1, embedding) if classes else None
+        self.input, self.bottom = half.input, half.bottom
+        self.output = nn.ModuleList()
+        for level in reversed(range(self.levels)):
+            to = width * multipliers[level]
+            heads = to // head_channels if 2**level in attention else 0
+            for _ in range(res_blocks + 1):
+                residual = Residual(now + kept.pop(), to, embedding, groups, "take")
+                self.output.append(block(f"output.{len(self.output)}", residual, to, heads, groups))
+                now = to
+            if level:
+                self.output[-1]["up"] = Residual(now, now, embedding, groups, resample="up")  # type: ignore[operator]
+        self.norm = GroupNorm(now, groups)
+        self.out = nn.Conv2d(now, channels * (2 if variance else 1), 3, padding=1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.initialise()
         for name, parts in self._parts():
@@ -69,87 +89,14 @@ class UNet(nn.Module):
                 if isinstance(part, Residual):
                     part.name = f"{name}.{kind}"
 
-    def _build(
-        self,
-        multipliers: Sequence[int],
-        res_blocks: int,
-        attention: Sequence[int],
-        head_channels: int,
-        groups: int,
-    ) -> None:
-        embedding = 4 * self.width
-        self.time = nn.Sequential(
-            nn.Linear(self.width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
-        )
-        self.labels = nn.Embedding(self.classes + 1, embedding) if self.classes else None
-
-        def parts(name: str, level: int, residual: Residual) -> nn.ModuleDict:
-            found: dict[str, nn.Module] = {"residual": residual}
-            if 2**level in attention:
-                now = self.width * multipliers[level]
-                found["attention"] = PixelAttention(name, now, now // head_channels, groups)
-            return nn.ModuleDict(found)
-
-        now = self.width * multipliers[0]
-        kept = [now]
-        self.input = nn.ModuleList([nn.Conv2d(self.channels, now, 3, padding=1)])
-        for level, multiplier in enumerate(multipliers):
-            if level:
-                down = Residual(now, now, embedding, groups, "keep", "down")
-                self.input.append(nn.ModuleDict({"down": down}))
-                kept.append(now)
-            for _ in range(res_blocks):
-                residual = Residual(now, self.width * multiplier, embedding, groups, "keep")
-                self.input.append(parts(f"input.{len(self.input)}", level, residual))
-                now = self.width * multiplier
-                kept.append(now)
-        self.bottom = nn.ModuleDict(
-            {
-                "first": Residual(now, now, embedding, groups, "keep"),
-                "attention": PixelAttention("middle", now, now // head_channels, groups),
-                "last": Residual(now, now, embedding, groups),
-            }
-        )
-        self.output = nn.ModuleList()
-        for level in reversed(range(self.levels)):
-            for _ in range(res_blocks + 1):
-                to = self.width * multipliers[level]
-                residual = Residual(now + kept.pop(), to, embedding, groups, "take")
-                self.output.append(parts(f"output.{len(self.output)}", level, residual))
-                now = to
-            if level:
-                self.output[-1]["up"] = Residual(now, now, embedding, groups, resample="up")  # type: ignore[operator]
-        self.norm = GroupNorm(now, groups)
-        self.out = nn.Conv2d(now, self.channels * (2 if self.variance else 1), 3, padding=1)
-
     def initialise(self) -> None:
         """Draw new weights from torch's default generator."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.get_parameter("bias"))
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            elif isinstance(module, GroupNorm):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
+        initialise(self)
         nn.init.zeros_(self.out.weight)
-        for module in self.modules():  # blocks start as the identity, or as their resampling
-            if isinstance(module, Residual):
-                nn.init.zeros_(module.conv_out.weight)
-            elif isinstance(module, PixelAttention):
-                nn.init.zeros_(module.attention.proj.get_parameter("weight"))
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError unless the network can take images of `shape` = (C, H, W)."""
-        if len(shape) != 3 or shape[0] != self.channels:
-            raise ValueError(f"shape is {shape}, but it should be ({self.channels}, H, W)")
-        factor = 2 ** (self.levels - 1)
-        if any(side < factor or side % factor for side in shape[1:]):
-            raise ValueError(
-                f"shape is {shape}, but H and W should be multiples of {factor}, "
-                f"for {self.levels} levels"
-            )
+        check_shape(shape, self.channels, self.levels)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -189,10 +136,8 @@ class UNet(nn.Module):
     ) -> UNetState:
         """The first convolution; time to an embedding."""
         x, t = inputs
-        dtype = self.out.weight.dtype
-        h = self.input[0](x.to(dtype))
-        time = self.time(time_embedding(t * self.time_scale, self.width).to(dtype))
-        return UNetState(h, time, ())
+        first: Any = self.input[0]
+        return embed(first, self.time, x, t * self.time_scale, self.width)
 
     def condition(self, state: UNetState, cond: Any = None, routing: Routing = PLAIN) -> UNetState:
         """Add the condition to the embedding."""
@@ -206,36 +151,3 @@ class UNet(nn.Module):
     def head(self, state: UNetState, cond: Any = None, routing: Routing = PLAIN) -> Tensor:
         """Features to pixels."""
         return self.out(self.norm(state.h)).contiguous()
-
-
-def _check(config: dict[str, Any]) -> None:
-    for name in ("channels", "width", "res_blocks", "head_channels", "groups"):
-        if int(config[name]) < 1:
-            raise ValueError(f"{name} is {config[name]}, but it should be 1 or more")
-    width, multipliers, groups = config["width"], config["multipliers"], config["groups"]
-    if width % groups or width % 2:
-        raise ValueError(
-            f"width is {width}, but it should be even and a multiple of groups ({groups})"
-        )
-    if not multipliers or any(m != int(m) or m < 1 for m in multipliers):
-        raise ValueError(
-            f"multipliers is {multipliers}, but it should be whole numbers, 1 or more, one a level"
-        )
-    factors = [2**level for level in range(len(multipliers))]
-    for factor in config["attention"]:
-        if factor not in factors:
-            raise ValueError(
-                f"attention has {factor}, but it should be among {factors}: how many times smaller "
-                "a level's feature maps are"
-            )
-    attended = [multipliers[factors.index(f)] for f in config["attention"]] + [multipliers[-1]]
-    for multiplier in attended:
-        if width * multiplier % config["head_channels"]:
-            raise ValueError(
-                f"head_channels is {config['head_channels']}, but it should divide the "
-                f"{width * multiplier} channels of an attention layer"
-            )
-    if config["classes"] < 0:
-        raise ValueError(
-            f"classes is {config['classes']}, but it should be 0 (unconditional) or more"
-        )

@@ -1,4 +1,4 @@
-"""Noised images and the target that each prediction type regresses on."""
+"""Noised images, and the target that each prediction type regresses on."""
 
 from __future__ import annotations
 
@@ -26,11 +26,36 @@ def noised(
         t = (torch.randn(batch, generator=generator) * 1.2 - 1.2).exp()
     else:
         t = torch.randn(batch, generator=generator).sigmoid()
-    column = t.view(-1, *[1] * (clean.ndim - 1))
-    alpha, sigma = (value.float() for value in alpha_sigma(process, column))
-    x = alpha * clean + sigma * torch.randn(clean.shape, generator=generator)
+    x, t, alpha, sigma = diffused(clean, t, process, generator)
     target = prediction_of(prediction, clean, x, alpha, sigma)
     return *net_input(prediction, x, t, alpha, sigma), target
+
+
+def noised_alike(
+    clean: Tensor, process: VP | EDM | Flow, prediction: Prediction, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """(network input, network time [B]) at all levels alike, for a network that judges `clean`.
+
+    Times: uniform over VP's timesteps and over flow's times; log-uniform sigmas for EDM. A sampler
+    asks a judge at each of them, and a judge that never saw a level leads anywhere.
+    """
+    batch = clean.shape[0]
+    if isinstance(process, VP):
+        t = torch.randint(process.timesteps, (batch,), generator=generator).float()
+    else:
+        t = torch.rand(batch, generator=generator).clamp(1e-4, 1 - 1e-4)
+    if isinstance(process, EDM):
+        t = process.sigma_min * (process.sigma_max / process.sigma_min) ** t
+    return net_input(prediction, *diffused(clean, t, process, generator))
+
+
+def diffused(
+    clean: Tensor, t: Tensor, process: VP | EDM | Flow, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(x, t, alpha, sigma) of `clean` noised to the times `t` [B]; the last two are columns."""
+    column = t.view(-1, *[1] * (clean.ndim - 1))
+    alpha, sigma = (value.float() for value in alpha_sigma(process, column))
+    return alpha * clean + sigma * torch.randn(clean.shape, generator=generator), t, alpha, sigma
 
 
 def cosine_rate(step: int, steps: int, warmup: int) -> float:
