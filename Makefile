@@ -2,7 +2,7 @@
 # .venv; later runs reinstall only what changed.
 #   make sample | test | lint | bench | baseline | cuda-build | model | clean
 #   make quality | methods | solvers | toys | ddim-table | grids   (figures and pictures of the docs)
-#   make methods-FAMILY                       (one of perturbation autoguidance icg tsg sims every)
+#   make methods-FAMILY                       (one of perturbation autoguidance icg tsg sims every reg)
 #   make classifier | clip | judges    (what classifier and CLIP guidance are led by; how good it is)
 # TORCH chooses the torch to install, PYTHON the interpreter:
 #   make test TORCH=torch==2.12.0 PYTHON=python3.12
@@ -17,7 +17,7 @@ DATA ?= /usr/share/datasets/fashion-mnist
 CLASSES := T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot
 COMPILED := $(shell find csrc -name '*.*') setup.py pyproject.toml
 
-FAMILIES := $(addprefix methods-,perturbation autoguidance icg tsg sims every)
+FAMILIES := $(addprefix methods-,perturbation autoguidance icg tsg sims every reg)
 ONE_HEAD := --irrelevant 0 --negative 0 --no-split --compile --dtype fp16
 
 .PHONY: sample test lint bench baseline quality solvers toys ddim-table methods grids \
@@ -83,7 +83,7 @@ out/nodrop/model.json: | $(VENV)/installed
 
 # the bundled one, tuned on its own samples
 out/sims/model.json: | $(VENV)/installed
-	$(BIN)/fastguide sims fashion out/sims --samples 10000 --steps 600 --compile --dtype fp16
+	$(BIN)/fastguide sims fashion out/sims --samples 6000 --steps 400 --compile --dtype fp16
 
 # the pictures of docs/methods
 grids: $(VENV)/installed

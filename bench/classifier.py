@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -84,6 +85,15 @@ class Classifier:
         parts = [self.net(from_pixels(part)) for part in pixels.split(500)]
         features, logits = (torch.cat(outputs) for outputs in zip(*parts, strict=True))
         return features.double(), logits.argmax(1)
+
+    @torch.no_grad()
+    def score(self, features: Tensor) -> float:
+        """`exp E[KL(p(y | x) | p(y))]` of images by their features: the Inception Score's formula,
+        with this classifier.
+        """
+        rows = self.net.out(features.float()).double().log_softmax(1)
+        mean = rows.exp().mean(0).log()
+        return math.exp(float((rows.exp() * (rows - mean)).sum(1).mean()))
 
 
 def load_or_train(folder: Path, train: Images, test: Images) -> Classifier:

@@ -34,19 +34,37 @@ class Family:
     Args:
         methods: by name; what stands before a comma is one line of the plot.
         model: name of a bundled model, or a folder.
+        samples: of a point; a multiple of 100.
         in_turns: whether they take turns, batch by batch, so that their times compare; the plot
             is then of distances over times.
+        front: whether the plot is of distances over the classifier's score.
     """
 
     methods: dict[str, Method] = field(default_factory=dict)
     model: str = "fashion"
+    samples: int = 300
     in_turns: bool = False
+    front: bool = False
 
     @property
     def conditions(self) -> tuple[bool, ...]:
         used = {c for method in self.methods.values() for c in method.conditions}
         return tuple(c for c in BOTH if c in used)
 
+
+# as REG's poster has them; interval in sigma / alpha
+SCHEDULES: dict[str, Callable[[float], fg.Guidance]] = {
+    "constant": fg.CFG,
+    "linear": lambda scale: fg.CFG(scale, fg.linear(1.0, 0.0)),
+    "cosine": lambda scale: fg.CFG(scale, fg.cosine()),
+    "interval": lambda scale: fg.CFG(scale, fg.interval(0.28, 2.9)),
+}
+SCALES = {
+    "constant": (1.5, 2.0, 3.0),
+    "linear": (2.0, 3.0, 5.0),
+    "cosine": (2.0, 3.0, 5.0),
+    "interval": (1.5, 2.0, 3.0),
+}
 
 FAMILIES = {
     "perturbation": Family(
@@ -58,23 +76,22 @@ FAMILIES = {
             "TPG": Method(lambda weight: fg.TPG(weight, layers=[1, 2]), (0.25, 0.5, 1.0)),
             "NAG": Method(fg.NAG, (2.0, 3.0, 5.0), CLASSES),
             "CFG": Method(fg.CFG, (1.25, 1.5, 2.0), CLASSES),
-        }
+        },
+        samples=500,
     ),
     "autoguidance": Family(
         {
             "weak: less trained": Method(
-                fg.AutoGuidance, (1.25, 1.5, 2.0, 2.5, 3.0), BOTH, ("bench/models/fashion-weak",)
+                fg.AutoGuidance, (1.5, 2.0, 3.0), BOTH, ("bench/models/fashion-weak",)
             ),
-            "weak: smaller": Method(
-                fg.AutoGuidance, (1.25, 1.5, 2.0, 2.5, 3.0), BOTH, ("out/small",)
-            ),
+            "weak: smaller": Method(fg.AutoGuidance, (1.5, 2.0, 3.0), BOTH, ("out/small",)),
             "CFG": Method(fg.CFG, (1.5,), CLASSES),
         }
     ),
     "icg": Family(
         {
-            "ICG": Method(fg.ICG, (1.25, 1.5, 2.0, 3.0), CLASSES),
-            "CFG": Method(fg.CFG, (1.25, 1.5, 2.0, 3.0), CLASSES),
+            "ICG": Method(fg.ICG, (1.5, 2.0, 3.0), CLASSES),
+            "CFG": Method(fg.CFG, (1.5, 2.0, 3.0), CLASSES),
         },
         model="out/nodrop",
     ),
@@ -82,14 +99,14 @@ FAMILIES = {
         {
             f"strength {strength:g}": Method(
                 lambda scale, strength=strength: fg.TSG(scale, strength),
-                (1.25, 1.5, 2.0, 3.0),
+                (1.5, 2.0, 3.0),
                 NONE,
             )
             for strength in (0.3, 1.0)
         },
         model="out/eps",
     ),
-    "sims": Family({"SIMS": Method(fg.SIMS, (0.25, 0.5, 1.0, 1.5), BOTH, ("out/sims",))}),
+    "sims": Family({"SIMS": Method(fg.SIMS, (0.5, 1.0, 1.5), BOTH, ("out/sims",))}),
     "every": Family(
         {
             f"{name}, every {k}": Method(
@@ -102,5 +119,17 @@ FAMILIES = {
             for k in (1, 2, 3, 4)
         },
         in_turns=True,
+    ),
+    "reg": Family(
+        {
+            f"{name}{schedule}": Method(
+                lambda scale, make=make, schedule=schedule: make(SCHEDULES[schedule](scale)),
+                SCALES[schedule],
+                CLASSES,
+            )
+            for schedule in SCALES
+            for name, make in (("CFG, ", lambda one: one), ("REG, ", fg.REG))
+        },
+        front=True,
     ),
 }

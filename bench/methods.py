@@ -72,6 +72,7 @@ def measure(
                 "frechet": figures["frechet"],
                 "frechet_error": figures["frechet_error"],
                 "accuracy": figures["accuracy"] if conditional else None,
+                "score": figures["score"],
                 "net_rows": sampler.plan.net_rows,
                 "seconds_per_sample": seconds,
             }
@@ -92,7 +93,7 @@ def _fixed(run: dict[str, Any]) -> dict[str, Any]:
 
 def main(
     family: Annotated[str, typer.Argument(help=f"one of {', '.join(FAMILIES)}")],
-    samples: Annotated[int, typer.Option(help="of a point; a multiple of 100")] = 500,
+    samples: Annotated[int | None, typer.Option(help="of a point, instead of its own")] = None,
     dtype: Annotated[str, typer.Option(help="of the network: fp32 or bf16")] = "bf16",
     data: Annotated[Path, typer.Option(help="folder with Fashion-MNIST's IDX files")] = DATA,
     cache: Annotated[Path, typer.Option(help="folder of the classifier")] = CACHE,
@@ -101,6 +102,7 @@ def main(
     if family not in FAMILIES:
         raise ValueError(f"family is {family!r}, but it should be one of {', '.join(FAMILIES)}")
     chosen = FAMILIES[family]
+    samples = samples or chosen.samples
     model = study.load_model(chosen.model, dtype)
     others = {
         name: study.load_model(name, dtype)

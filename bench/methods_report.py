@@ -17,6 +17,9 @@ def plot(results: dict[str, Any], family: Family, path: Path) -> None:
     """Distance, with and without conditions, and accuracy: over the weight, or where the methods
     took turns over the time of a sample.
     """
+    if family.front:
+        plot_front(results, family, path)
+        return
     wanted = [(c, "frechet") for c in family.conditions]
     wanted += [(True, "accuracy")] * (True in family.conditions)
     figure, axes = panels(len(wanted), (4.0 * len(wanted) + 1.0, 4.0))
@@ -44,6 +47,39 @@ def plot(results: dict[str, Any], family: Family, path: Path) -> None:
             for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
                 ticks("{x:.3g}")
     axes[0].legend()
+    write_png(figure, path, 100)
+
+
+def plot_front(results: dict[str, Any], family: Family, path: Path) -> None:
+    """Distance over the classifier's score: what stands before a comma is a style of line, what
+    stands after it a colour.
+    """
+    figure, (axis,) = panels(1, (7.0, 5.0))
+    rows = results["rows"]
+    plain = next(row for row in rows if row["method"] == "unguided")
+    axis.plot(plain["score"], plain["frechet"], "k*", markersize=10, label="unguided")
+    kinds = list(dict.fromkeys(_line(name) for name in family.methods))
+    colours = list(dict.fromkeys(name.partition(", ")[2] for name in family.methods))
+    for name in family.methods:
+        line = [row for row in rows if row["method"] == name]
+        kind, _, colour = name.partition(", ")
+        style = {
+            "color": f"C{colours.index(colour)}",
+            "linestyle": ("--", "-")[kinds.index(kind)],
+            "marker": ("o", "s")[kinds.index(kind)],
+        }
+        at = [row["score"] for row in line]
+        errors = [row["frechet_error"] for row in line]
+        values = [row["frechet"] for row in line]
+        axis.errorbar(at, values, errors, label=name, capsize=2, linewidth=1, **style)
+        for x, y, row in zip(at, values, line, strict=True):
+            note = f"{row['weight']:g}"
+            axis.annotate(note, (x, y), (4, 4), textcoords="offset points", fontsize=7)
+    axis.set(xlabel="score of the classifier (more is better)", ylabel=LABELS["frechet"])
+    axis.set_yscale("log")
+    for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        ticks("{x:.3g}")
+    axis.legend(fontsize=8)
     write_png(figure, path, 100)
 
 

@@ -69,7 +69,7 @@ class Judge:
 
     def figures(self, pixels: Tensor) -> dict[str, Any]:
         """Of samples of the classes `labels(N)`: the share that is of its class, the distance, its
-        standard error, and its values without each group.
+        standard error, its values without each group, and the score of `Classifier.score`.
         """
         features, found = self.classifier.judge(pixels)
         left_out = self.frechet.leave_out(features, self.classes)
@@ -78,6 +78,7 @@ class Judge:
             "frechet": self.frechet(features),
             "frechet_error": classifier.jackknife_error(left_out),
             "frechet_left_out": left_out,
+            "score": self.classifier.score(features),
         }
 
 

@@ -1,4 +1,4 @@
-"""Guidance as text: `cfg:3 + pag:1,layers=mid + sag:0.5,mask=global`, `cfg:4 | reg | rescale:0.7`."""
+"""Guidance as text: `cfg:3 + pag:1,layers=mid`, `cfg:4 | reg | rescale:0.7`."""
 
 from __future__ import annotations
 
