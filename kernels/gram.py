@@ -1,5 +1,5 @@
 """gram on the GPU: sums over a chunk of a sample in fp32, then over its chunks in fp64. Reads x,
-each branch and the factor once (2 or 4 bytes a branch, else 4); all additions have a fixed order."""
+each branch and the factor once (2 or 4 bytes a branch, else 4); additions have a fixed order."""
 
 import torch
 import triton

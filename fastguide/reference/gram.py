@@ -19,7 +19,7 @@ def gram(
     factored: int = 0,
 ) -> Tensor:
     """`[B, n, n + 1]`: `<v_i, v_j>`, and in the last column the sum of v_i, of the n = K + 1
-    vectors p_0, x0 = a x + b p_0, delta_1 ... delta_{K-1} of a sample; in the dtype of `x` `[B, ...]`.
+    vectors p_0, x0 = a x + b p_0, delta_1 ... delta_{K-1} of a sample, in the dtype of `x`.
 
     Args:
         branches: K predictions `[B, ...]`, the positive one first.
