@@ -22,7 +22,8 @@ from torch import Tensor
 
 import fastguide as fg
 from fastguide.checkpoint import write_atomic
-from fastguide.engine.evaluate import Conditions, Evaluate, make_passes
+from fastguide.engine.evaluate import Evaluate
+from fastguide.engine.passes import Conditions, make_passes
 from fastguide.engine.plan import make_plan
 from fastguide.nets import GaussianMixture
 from fastguide.reference.step import delta_of

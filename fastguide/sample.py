@@ -20,9 +20,9 @@ from fastguide.conditions import (
     named_conditions,
     random_condition,
 )
-from fastguide.engine.evaluate import Conditions, make_passes
 from fastguide.engine.gradient import differentiable
 from fastguide.engine.measure import measure_rows
+from fastguide.engine.passes import Conditions, make_passes
 from fastguide.engine.pattern import no_layers
 from fastguide.engine.plan import Plan, make_plan
 from fastguide.engine.program import RowMode
@@ -65,8 +65,9 @@ class Sampler:
             sampler makes a copy of the network (`load(..., dtype=)` saves that). x stays fp32.
         shape: of one sample, by default the model's; the network must be able to take it.
         device: where to run; by default the network's device.
-        rows: whether the rows of one evaluation run "batched" or "sequential"; None for batched,
-            or what `warmup` found to be faster.
+        rows: whether the rows of one evaluation run "batched", "sequential", or batched and, on a
+            GPU, another network of the guidance "beside" them on a stream of its own; None for
+            batched, or what `warmup` found to be fastest.
 
     Raises:
         ValueError, TypeError: an argument that is not as above, named with its value.
@@ -119,13 +120,19 @@ class Sampler:
         )
         if rows not in (None, *get_args(RowMode)):
             raise ValueError(f"rows is {rows!r}, but it should be one of {get_args(RowMode)}")
+        possible = self._others and self.device.type == "cuda"
+        if rows == "beside" and not possible:
+            raise ValueError(
+                "rows is 'beside', but that needs a GPU and a guidance with another network"
+            )
+        self._modes = [m for m in get_args(RowMode) if m != "beside" or possible]
         self.plan = make_plan(*self._plan_arguments, device=self.device, choose=self._choose)
         if any(pattern.graph for pattern in self.plan.patterns):
             nets[None] = differentiable(self.net)
         self.rows = rows
         self._passes = {
             mode: {pattern: make_passes(pattern, nets, mode) for pattern in self.plan.patterns}
-            for mode in get_args(RowMode)
+            for mode in self._modes
         }
         self._measured: dict[int, RowMode] = {}
         if self.plan.learned and not model.variance:
@@ -192,8 +199,8 @@ class Sampler:
     def warmup(
         self, batches: int | Iterable[int], cond: Any = None, negative: Any = None
     ) -> dict[int, RowMode]:
-        """Run the network once for each batch size and find out whether its rows are faster
-        "batched" or "sequential"; later calls with that many seeds run so. Returns the choices.
+        """Run the network once for each batch size and find out how its rows are fastest (see
+        `rows` of the sampler); later calls with that many seeds run so. Returns the choices.
 
         Args:
             cond, negative: as in a call, for ONE sample (batch 1); None for the null condition.
@@ -202,7 +209,7 @@ class Sampler:
         for batch in [batches] if isinstance(batches, int) else list(batches):
             if batch < 1:
                 raise ValueError(f"batches has {batch}, but it should be 1 or more")
-            modes = [self.rows] if self.rows else list(get_args(RowMode))
+            modes = [self.rows] if self.rows else self._modes
             seconds = measure_rows(
                 self.plan,
                 {mode: self._passes[mode] for mode in modes},

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 import fastguide as fg
-from fastguide.engine.evaluate import Conditions, Evaluate, make_passes
+from fastguide.engine.evaluate import Evaluate
+from fastguide.engine.passes import Conditions, make_passes
 from fastguide.engine.plan import make_plan
 from fastguide.solvers import ddim
 

@@ -39,7 +39,7 @@ def test_the_factor_is_the_same_in_every_prediction(ratio):
         for kind in PREDICTIONS[name]:
             model = exact.two_classes(process, fg.Prediction(kind, sigma_data=0.5))
             evaluate, _ = evaluated(model, fg.REG(fg.CFG(2.0)), level, level.alpha * y, cond)
-            factors[name, kind] = evaluate.factor
+            factors[name, kind] = evaluate.predict.factor
     first = next(iter(factors.values()))
     assert first.std() > 1e-3
     for key, factor in factors.items():

@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastguide.engine.evaluate import Conditions, Evaluate, Passes
+from fastguide.engine.evaluate import Evaluate
+from fastguide.engine.passes import Conditions, Passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import Plan
 from fastguide.engine.program import RowMode

@@ -16,7 +16,7 @@ from fastguide.guidance.base import Branch
 from fastguide.perturbation import NoisyTime, Shuffled, Skipped
 from fastguide.staged import Segment, Stage, is_staged
 
-RowMode = Literal["batched", "sequential"]
+RowMode = Literal["batched", "sequential", "beside"]  # how rows and networks share the device
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def make_program(
     Args:
         net: staged, or any callable `net(x, t, cond)`.
         observe: layers and blocks whose attention's column sums are wanted.
-        mode: all rows in one batch, or one batch for each block (not with NAG, whose rows meet).
+        mode: all rows in one batch, or for "sequential" one batch for each block (not with NAG,
+            whose rows meet).
         graph: whether the positive rows are to be differentiated; they are a batch of their own
             then (not with NAG).
         checkpoint: see `Program`.

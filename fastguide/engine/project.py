@@ -56,7 +56,7 @@ def projected_weights(
     """
     batch, size = products.products.shape[:2]
     contributions: list[tuple[Tensor, tuple[Rescale, ...]]] = []
-    for k, branch in enumerate(pattern.branches[1:], 1):
+    for k, branch in enumerate(pattern.branches[1 : size - 1], 1):
         weight = weights[:, 1 + k].double().expand(batch)
         if branch.projection is None:
             one = weight[:, None] * products.unit(k)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fastguide import ops
-from fastguide.engine.evaluate import EMPTY, Conditions, Evaluate, Passes
+from fastguide.engine.evaluate import EMPTY, Evaluate
+from fastguide.engine.passes import Conditions, Passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import PREVIEW, Plan, Row
 from fastguide.process import Level

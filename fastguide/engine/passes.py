@@ -1,0 +1,112 @@
+"""The passes of a pattern: which rows run through which network, and under which conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fastguide.engine.pattern import Pattern
+from fastguide.engine.program import Program, RowMode, make_program
+from fastguide.guidance.base import Branch, Condition, Other
+
+Nets = Mapping[Other | None, Any]  # None is the network that is sampled
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the networks take as `cond`.
+
+    Args:
+        fixed: for each network, for each condition that is the same all along.
+        drawn: the random condition, from seeds int64 `[B]`; None where the guidance has none.
+        target: the call's condition, for potentials.
+    """
+
+    fixed: Mapping[Other | None, Mapping[Condition, Any]]
+    drawn: Callable[[Tensor], Any] | None = None
+    target: Any = None
+
+    def repeated(self, batch: int) -> Conditions:
+        """Those of one sample, for a batch of them, to measure time with: nothing is drawn."""
+        fixed = {
+            net: {name: _repeated(value, batch) for name, value in one.items()}
+            for net, one in self.fixed.items()
+        }
+        drawn = None if self.drawn is None else lambda _: fixed[None]["cond"]
+        return Conditions(fixed, drawn, _repeated(self.target, batch))
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One pass: its rows, the first of which says what is special about it, and their program."""
+
+    rows: tuple[Branch, ...]
+    program: Program
+
+    @property
+    def draws_condition(self) -> bool:
+        """Whether a row has a random condition."""
+        return any(row.cond == "random" for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The first pass of a pattern, and those after it: degraded inputs, other networks. These run
+    `beside` the first, on a stream of their own, or after it.
+    """
+
+    first: Pass
+    others: tuple[Pass, ...] = ()
+    beside: bool = False
+
+    @property
+    def all(self) -> tuple[Pass, ...]:
+        """All of them."""
+        return (self.first, *self.others)
+
+    @property
+    def inputs(self) -> int:
+        """How many copies of x the first pass is given."""
+        return self.first.program.inputs
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn beside the update's noise."""
+        masks = [row.degraded.mask for one in self.others for row in one.rows if row.degraded]
+        drawn = (one.program.draws or one.draws_condition for one in self.all)
+        return "random" in masks or any(drawn)
+
+
+def make_passes(pattern: Pattern, nets: Nets, mode: RowMode = "batched") -> Passes:
+    """The programs of `pattern` for `nets`."""
+    first, *others = pattern.passes
+    observe = [
+        (str(layer), rows[0].source)
+        for rows in others
+        if rows[0].degraded is not None
+        for layer in rows[0].degraded.layers
+    ]
+    checkpoint = pattern.rectified is not None and pattern.rectified.checkpoint
+    after = []
+    for rows in others:
+        nag = pattern.nag if rows[0].net is None else None
+        after.append(Pass(rows, make_program(rows, nets[rows[0].net], nag, (), mode)))
+    return Passes(
+        Pass(
+            first,
+            make_program(first, nets[None], pattern.nag, observe, mode, pattern.graph, checkpoint),
+        ),
+        tuple(after),
+        mode == "beside",
+    )
+
+
+def _repeated(cond: Any, batch: int) -> Any:
+    def repeat(leaf: Any) -> Any:
+        return leaf.repeat(batch, *[1] * (leaf.ndim - 1)) if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(repeat, cond)

@@ -1,0 +1,166 @@
+"""What the networks predict at one evaluation, pass by pass; REG's factor comes on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from fastguide import ops
+from fastguide.engine.degrade import degraded_offset
+from fastguide.engine.gradient import Graph, difference_factor, reg_factor
+from fastguide.engine.passes import Conditions, Pass, Passes
+from fastguide.engine.pattern import MOVED, Pattern
+from fastguide.engine.plan import Fact, Plan
+from fastguide.engine.rows import Context, bind, run_program
+from fastguide.guidance.base import POSITIVE, Branch
+from fastguide.staged import Normalized
+
+STEP, STEP_16_BIT = 0.003, 0.1  # of REG's mode "difference", in units of sigma
+
+
+class Predict:
+    """The passes of one run: `predict(e, pattern, x, state, graph)`.
+
+    `factor` is REG's, of the last evaluation that refreshed it.
+
+    Args:
+        outputs: parts of the network's output along its channels.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        passes: Mapping[Pattern, Passes],
+        conditions: Conditions,
+        seeds: Tensor,
+        dtype: torch.dtype,
+        outputs: int,
+    ) -> None:
+        self.plan, self.passes, self.conditions = plan, passes, conditions
+        self.seeds, self.dtype, self.outputs = seeds, dtype, outputs
+        self.factor: Tensor | None = None
+        self.bound = {
+            one: bind(one.program, conditions.fixed[one.rows[0].net])
+            for of_pattern in passes.values()
+            for one in of_pattern.all
+            if not one.draws_condition
+        }
+        self.side: torch.cuda.Stream | None = None
+        if any(one.beside for one in passes.values()):
+            self.side = torch.cuda.Stream(seeds.device)
+
+    def __call__(
+        self, e: int, pattern: Pattern, x: Tensor, state: Tensor, graph: Graph | None
+    ) -> dict[Branch, Tensor]:
+        """The prediction of every row, the parts of an output as heads.
+
+        Args:
+            e: the plan's row.
+            x: the network's input, `[inputs B, *shape]`.
+            state: x in fp32 and unscaled, `[B, *shape]`.
+            graph: is given that of the positive rows, where they are differentiated.
+        """
+        context, h = self._context(e, pattern)
+        how = pattern.rectified
+        only_factor = not any(branch.derived for branch in pattern.branches)
+
+        def differentiate(leaf: Tensor, output: Tensor) -> None:
+            assert graph is not None
+            graph.take(leaf, output)
+            if pattern.refreshed and how is not None and how.mode == "vjp":
+                product = graph.product(None, keep=not only_factor)
+                self.factor = reg_factor(self.plan.facts[e], product)
+            if only_factor:
+                graph.release()
+
+        passes = self.passes[pattern]
+        parts = self._other_networks(e, passes, x, context, state.shape[1])
+        for rows, output in self._run(e, passes.first, x, context, differentiate).items():
+            for head, part in enumerate(output.chunk(self.outputs, 1)):
+                parts[rows.with_head(head)] = part
+        if self.side is not None and passes.beside:
+            torch.cuda.current_stream().wait_stream(self.side)
+        if h is not None:
+            self.factor = difference_factor(
+                self.plan.facts[e], self.plan.table[e], parts[MOVED], parts[POSITIVE], h
+            )
+        for one in passes.others:
+            branch = one.rows[0]
+            if branch.degraded is not None:
+                parts[branch] = self._degraded(e, one, parts[branch.source], state, context)
+        return parts
+
+    def _context(self, e: int, pattern: Pattern) -> tuple[Context, Tensor | None]:
+        """What layers may need, and how far a moved row is from x, where there is one."""
+        facts, nag, h = self.plan.facts[e], None, None
+        if pattern.nag is not None:
+            nag = Normalized(self.plan.nag[e], pattern.nag.tau, pattern.nag.alpha)
+        seeds = ops.derive_seeds(self.seeds, e) if self.passes[pattern].draws else None
+        how = pattern.rectified
+        if pattern.refreshed and how is not None and how.mode == "difference":
+            usual = STEP if self.dtype == torch.float32 else STEP_16_BIT
+            h = (how.step or usual) * facts[Fact.SIGMA]
+        move = None if h is None else facts[Fact.INPUT_SCALE] * h
+        return Context(seeds, facts[Fact.TIME], nag, move), h
+
+    def _other_networks(
+        self, e: int, passes: Passes, x: Tensor, context: Context, channels: int
+    ) -> dict[Branch, Tensor]:
+        """The predictions of other networks, perhaps on the side stream."""
+        parts: dict[Branch, Tensor] = {}
+        if self.side is not None and passes.beside:
+            self.side.wait_stream(torch.cuda.current_stream())
+        for one in passes.others:
+            branch = one.rows[0]
+            if branch.net is None:
+                continue
+            if self.side is None or not passes.beside:
+                parts[branch] = self._run(e, one, x, context)[branch][:, :channels]
+                continue
+            with torch.cuda.stream(self.side):
+                parts[branch] = self._run(e, one, x, context)[branch][:, :channels]
+            parts[branch].record_stream(torch.cuda.current_stream())
+        return parts
+
+    def _run(
+        self,
+        e: int,
+        one: Pass,
+        x: Tensor,
+        context: Context,
+        differentiate: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> dict[Branch, Tensor]:
+        """One pass, x `[B, *shape]` or the copies that the program takes."""
+        batch, net = self.seeds.shape[0], one.rows[0].net
+        if one.draws_condition:
+            assert self.conditions.drawn is not None
+            assert context.seeds is not None
+            drawn = self.conditions.drawn(context.seeds)
+            bound = bind(one.program, {**self.conditions.fixed[None], "random": drawn})
+        else:
+            bound = self.bound[one]
+        if x.shape[0] != one.program.inputs * batch:
+            x = x[:batch].repeat(one.program.inputs, *[1] * (x.ndim - 1))
+        outputs = self.outputs if net is None else net.model.outputs
+        shape = (outputs * x.shape[1], *x.shape[2:])
+        t = self.plan.times[e]
+        return run_program(one.program, x, t, bound, batch, shape, context, differentiate)
+
+    def _degraded(
+        self, e: int, one: Pass, source: Tensor, state: Tensor, context: Context
+    ) -> Tensor:
+        """The prediction for the degraded input, moved to where it has the same eps at x; `source`
+        is that for x itself.
+        """
+        facts, branch = self.plan.facts[e], one.rows[0]
+        settings = branch.degraded
+        assert settings is not None
+        observed = context.observed.get((*settings.layers, branch.source))
+        offset = degraded_offset(
+            settings, state, source, self.plan.table[e], facts[Fact.ALPHA], observed, context.seeds
+        )
+        x = ((state + offset) * facts[Fact.INPUT_SCALE]).to(self.dtype)
+        prediction = self._run(e, one, x, context)[branch][:, : state.shape[1]]
+        return prediction.float() + facts[Fact.MOVE] * offset
