@@ -1,5 +1,6 @@
 """gram on the GPU: sums over a chunk of a sample in fp32, then over its chunks in fp64. Reads x,
-each branch and the factor once (2 or 4 bytes a branch, else 4); additions have a fixed order."""
+each branch and the factor once (2 or 4 bytes a branch, else 4); all additions have a fixed order.
+"""
 
 import torch
 import triton
@@ -178,7 +179,7 @@ def gram(
             partial,
             chunks,
             N=n,
-            ROWS=min(triton.next_power_of_2(chunks), 4096 // size),
+            ROWS=min(triton.next_power_of_2(chunks), settings["TILE"] // size),
             SIZE=size,
             enable_fp_fusion=True,
             num_warps=8,

@@ -15,9 +15,9 @@ DEFAULTS = {
     # 4 elements a thread, at most 80 registers at any number of slots and branches, aligned or not.
     # 8 a thread take 10-25 % fewer instructions an element, but up to 240 registers.
     "step": {"BLOCK": 512, "num_warps": 4},
-    # one warp a program, so that no thread waits for another; 2 x 4 elements a thread in flight,
-    # and chains of 32 additions in fp32
-    "gram": {"BLOCK": 128, "STEPS": 8, "UNROLL": 2, "num_warps": 1},
+    # one warp a program, so that no thread waits for another; chains of 32 additions in fp32, and
+    # TILE of their sums are read at once
+    "gram": {"BLOCK": 128, "STEPS": 8, "UNROLL": 2, "TILE": 4096, "num_warps": 1},
     # a token whole: at most 74 registers where tokens are aligned, 97 KiB of shared memory
     "attention_colsum": {
         "QUERIES": 64,

@@ -80,7 +80,7 @@ library = Path(built.__file__)
 info = built.build_info()
 check(library.is_relative_to(sys.prefix), f"fastguide was imported from {library}")
 check(info["cuda"] == torch.version.cuda, f"build_info() is {info}")
-for op in ("noise", "step", "blur", "identity_attention", "attention_colsum"):
+for op in ("noise", "step", "gram", "blur", "identity_attention", "attention_colsum"):
     has = torch._C._dispatch_has_kernel_for_dispatch_key(f"fastguide::{op}", "CUDA")
     check(has, f"{op} has no CUDA kernel")
 

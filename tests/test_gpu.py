@@ -8,6 +8,7 @@ import exact
 import pytest
 import test_attention_colsum as colsum
 import test_blur
+import test_gram
 import test_identity_attention as identity
 import torch
 from loop import loop_of
@@ -148,6 +149,57 @@ def test_blur_does_not_wait_for_the_device():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def gram_on_gpu(case):
+    """The tensors of a case of `gram` on the GPU, strides kept."""
+    return {**case, **on_gpu(case)}
+
+
+@pytest.mark.parametrize("kind", ["plain", "channels", "rows", "last", "cropped"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("branches", [1, 2, 3, 6, 8])
+def test_gram_equals_the_reference(branches, dtype, kind):
+    case = test_gram.make(branches, (3, 4, 33, 65), dtype, kind)
+    there = gram_on_gpu(case)
+    got = ops.gram(**there)
+    test_gram.close(got.cpu(), test_gram.expected(case), 4 * 33 * 65)
+    assert torch.equal(ops.gram(**there), got)
+
+
+@pytest.mark.parametrize("shape", [*test_gram.SHAPES, (70_000, 6), (1, 16, 512, 513)], ids=str)
+def test_gram_of_any_shape(shape):
+    case = test_gram.make(2, shape)
+    got = ops.gram(**gram_on_gpu(case)).cpu()
+    test_gram.close(got, test_gram.expected(case), math.prod(shape[1:]))
+
+
+@pytest.mark.parametrize("make_case", [test_gram.near, test_gram.cancelling, test_gram.mixed])
+def test_gram_where_it_is_hard(make_case):
+    case = make_case((5, 4, 63, 65))
+    there = gram_on_gpu(case)
+    got = ops.gram(**there)
+    test_gram.close(got.cpu(), test_gram.expected(case), 4 * 63 * 65)
+    one = {**there, "x": there["x"][3:4], "branches": [b[3:4] for b in there["branches"]]}
+    if "factor" in there:
+        one["factor"] = there["factor"][3:4]
+    assert torch.equal(ops.gram(**one)[0], got[3])  # whatever the batch
+
+
+def test_gram_does_not_wait_for_the_device_and_is_captured():
+    there = gram_on_gpu(test_gram.mixed((3, 4, 64, 64)))
+    want = ops.gram(**there)  # compiles the kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = ops.gram(**there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(got, want)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = ops.gram(**there)
+    graph.replay()
+    assert torch.equal(captured, want)
 
 
 def heads_on_gpu(case):

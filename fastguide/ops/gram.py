@@ -38,8 +38,8 @@ def gram(
             the others' is 1.
 
     Returns:
-        fp64 `[B, n, n + 1]`, n = K + 1: `<v_i, v_j>` at [:, i, j], the sum of v_i at [:, i, n]. Of
-        a sample it is the same, to the bit, whatever the batch it is in.
+        fp64 `[B, n, n + 1]`, n = K + 1: `<v_i, v_j>` at [:, i, j], the sum of v_i at [:, i, n]; on
+        one device the same to the bit for a sample, whatever the batch it is in.
 
     Raises:
         ValueError: a shape, dtype, device or layout is not as above.

@@ -18,10 +18,11 @@ def gram(
     factor: Tensor | None = None,
     factored: int = 0,
 ) -> Tensor:
-    """`[B, n, n + 1]`: `<v_i, v_j>`, and in the last column the sum of v_i, of the n = K + 1
-    vectors p_0, x0 = a x + b p_0, delta_1 ... delta_{K-1} of a sample, in the dtype of `x`.
+    """`[B, n, n + 1]`: `<v_i, v_j>`, and in the last column the sum of v_i, in the dtype of x. The
+    n = K + 1 vectors are p_0, x0 = a x + b p_0, delta_1 ... delta_{K-1} of a sample.
 
     Args:
+        x: `[B, ...]`.
         branches: K predictions `[B, ...]`, the positive one first.
         base: `[2]`: a, b.
         deltas, factor, factored: as in `fastguide.ops.gram`.
