@@ -58,6 +58,16 @@ METHODS = {
     "icg": lambda device: fg.ICG(2.0),
     "tsg": lambda device: fg.TSG(2.0),
     "autoguidance": lambda device: fg.AutoGuidance(model_of(dit(1).to(device)), 2.0),
+    "reg": lambda device: fg.REG(fg.CFG(2.0) + fg.PAG(1.0)),
+    "reg, difference": lambda device: fg.REG(fg.CFG(2.0), "difference"),
+    "reg, chain": lambda device: fg.REG(fg.CFG(2.0), "chain"),
+    "apg": lambda device: fg.APG(fg.CFG(3.0), radius=2.0, momentum=-0.5),
+    "rescale": lambda device: (fg.CFG(3.0) + fg.PAG(1.0)).rescale(0.7),
+    "adaptive": lambda device: fg.Adaptive(fg.CFG(3.0), 0.5),
+    "fdg": lambda device: fg.FDG(2.0, 4.0),
+    "energy": lambda device: fg.EnergyGuidance(
+        lambda x, t: x.square().sum((1, 2, 3)), 0.05, of="denoised"
+    ),
     "held": lambda device: fg.CFG(2.0, every=2) + fg.PAG(1.0, every=3),
 }
 
