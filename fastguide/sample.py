@@ -6,6 +6,8 @@ import copy
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
@@ -31,6 +33,7 @@ from fastguide.guidance.base import Guidance, Other
 from fastguide.model import Model
 from fastguide.options import Configured, by_name
 from fastguide.perturbation import Layers
+from fastguide.requests import Packer, Request, amounts_of, packed
 from fastguide.solvers import Solver, ddim, solver_by_name
 from fastguide.spacing import SPACINGS, Levels, make_levels
 from fastguide.staged import choose_layers, is_staged
@@ -68,6 +71,8 @@ class Sampler:
         rows: whether the rows of one evaluation run "batched", "sequential", or batched and, on a
             GPU, another network of the guidance "beside" them on a stream of its own; None for
             batched, or what `warmup` found to be fastest.
+        max_batch: the most requests of `submit` that run together.
+        max_wait: seconds that a request of `submit` waits at most for others.
 
     Raises:
         ValueError, TypeError: an argument that is not as above, named with its value.
@@ -86,6 +91,8 @@ class Sampler:
         shape: Sequence[int] | None = None,
         device: torch.device | str | None = None,
         rows: RowMode | None = None,
+        max_batch: int = 16,
+        max_wait: float = 0.005,
     ) -> None:
         if not isinstance(model, Model):
             raise TypeError(
@@ -142,6 +149,12 @@ class Sampler:
             )
         self._preview_plan: Plan | None = None
         self._lock = threading.Lock()
+        if max_batch < 1:
+            raise ValueError(f"max_batch is {max_batch}, but it should be 1 or more")
+        if not 0 <= max_wait < math.inf:
+            raise ValueError(f"max_wait is {max_wait}, but it should be 0 or more seconds")
+        self._packing = (max_batch, max_wait)
+        self._packer: Packer | None = None
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -222,6 +235,75 @@ class Sampler:
             with self._lock:
                 self._measured[batch] = min(seconds, key=lambda mode: seconds[mode])
         return dict(self._measured)
+
+    def submit(
+        self,
+        cond: Any = None,
+        seed: int = 0,
+        guidance: Guidance | None = None,
+        negative: Any = None,
+    ) -> Future[Tensor]:
+        """Ask for one sample; a thread packs what is asked for into batches. Its result is fp32
+        `[*shape]`, what a call with this seed alone would give, to rounding. It may be cancelled
+        until it runs.
+
+        Args:
+            cond, negative: as in a call, for ONE sample: an int, or tensors of batch 1.
+            seed: one int in [0, 2^63).
+            guidance: other scales and weights, and narrower schedules, of the deltas that the
+                sampler's own guidance has; None for its own.
+
+        Raises:
+            ValueError: an argument that is not as above, named with its value.
+            RuntimeError: the sampler was closed.
+        """
+        ops.as_seeds(seed, self.device)
+        if guidance is None and self.plan.batch is not None:
+            raise ValueError(
+                f"guidance of the sampler holds values for {self.plan.batch} samples, but a "
+                "request is one: give it a guidance of its own"
+            )
+        other = self.guidance if guidance is None else guidance
+        weights, nag = amounts_of(self.plan, other, self._choose)
+        with torch.inference_mode(False), torch.no_grad():
+            request = Request(int(seed), self._bind(cond, negative, 1), weights, nag)
+        with self._lock:
+            if self._packer is None:
+                self._packer = Packer(self._run_requests, *self._packing)
+        return self._packer.put(request)
+
+    def close(self) -> None:
+        """Finish the requests of `submit` that were taken, and take no more."""
+        with self._lock:
+            packer = self._packer
+        if packer is not None:
+            packer.close()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _run_requests(self, requests: list[Request]) -> None:
+        """One batch of requests; a sample that is not finite fails alone."""
+        plan, conditions, seeds = packed(requests, self.plan)
+        if "random" in self._conditions:
+            own = conditions.fixed[None]["cond"]
+            conditions = replace(conditions, drawn=partial(random_condition, self.model, own))
+        passes = self._passes[self._mode(len(requests))]
+        samples, first_bad, bad_gradient = run(
+            plan,
+            passes,
+            Inputs(conditions, seeds),
+            self.shape,
+            self.dtype,
+            self.model.outputs,
+        )
+        for i, request in enumerate(requests):
+            one = samples[i : i + 1]
+            try:
+                _check_finite(plan, one, first_bad[i : i + 1], bad_gradient, seeds[i : i + 1])
+            except NonFiniteError as error:
+                request.future.set_exception(error)
+            else:
+                request.future.set_result(one[0].clone())
 
     def _with_preview(self) -> Plan:
         with self._lock:
