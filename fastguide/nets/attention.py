@@ -78,7 +78,7 @@ class SelfAttention(nn.Module):
                 assert self.folded_weight is not None
                 outputs.append(F.linear(rows, self.folded_weight, self.folded_bias))
                 continue
-            led = _nag(one, mixed, segments, segment, unit, routing.nag)
+            led = nag(one, mixed, segments, segment, unit, routing.nag)
             outputs.append(self.proj(led).expand(-1, tokens.shape[1], -1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -144,7 +144,7 @@ class SelfAttention(nn.Module):
         return value.flatten(1).unsqueeze(1)
 
 
-def _nag(
+def nag(
     positive: Tensor,
     mixed: Sequence[Tensor | None],
     segments: Sequence[Segment],

@@ -54,12 +54,15 @@ class Meaning:
 
     Args:
         scaled: whether its latents are x / alpha.
+        time_scale: what our t is multiplied with for the network: flows count to 1, networks to
+            1000.
     """
 
     process: VP | EDM | Flow
     prediction: Prediction
     clamp: Clamp
     scaled: bool
+    time_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def meaning_of(scheduler: Any) -> Meaning:
         prediction = Prediction("edm", sigma_data=float(config.sigma_data))
         return Meaning(process, prediction, _clamp(scheduler), False)
     if name == "FlowMatchEulerDiscreteScheduler":
-        return Meaning(Flow(), Prediction("flow"), None, False)
+        return Meaning(Flow(), Prediction("flow"), None, False, float(config.num_train_timesteps))
     kind = _PREDICTIONS.get(config.prediction_type)
     if kind is None:
         raise _unsupported(scheduler, "prediction_type")
@@ -113,7 +116,8 @@ def meaning_of(scheduler: Any) -> Meaning:
     if flow != (kind == "flow"):
         raise _unsupported(scheduler, "use_flow_sigmas", f"with prediction_type {kind!r}")
     if flow:
-        return Meaning(Flow(), Prediction("flow"), _clamp(scheduler), False)
+        scale = float(config.num_train_timesteps)
+        return Meaning(Flow(), Prediction("flow"), _clamp(scheduler), False, scale)
     scaled = name in _SCALED
     return Meaning(_vp(scheduler), Prediction(kind), _clamp(scheduler), scaled)  # type: ignore[arg-type]
 
@@ -185,8 +189,8 @@ def _of_sigma(process: Process, sigma: float, t: float) -> Level:
 
 
 def _times(scheduler: Any, begin: int, process: Process) -> tuple[float, ...]:
-    total = float(scheduler.config.num_train_timesteps) if isinstance(process, Flow) else 1.0
-    return tuple(float(t) / total for t in scheduler.timesteps.tolist()[begin:])
+    scale = meaning_of(scheduler).time_scale
+    return tuple(float(t) / scale for t in scheduler.timesteps.tolist()[begin:])
 
 
 def _by_sigmas(scheduler: Any, begin: int, stride: int = 1) -> tuple[Levels, int]:
