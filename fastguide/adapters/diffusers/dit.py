@@ -29,6 +29,10 @@ class DiT(Adapted):
     reads = frozenset({"class_labels"})
 
     @property
+    def null(self) -> int:
+        return int(self.net.config.num_embeds_ada_norm)
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         """Patches, blocks, head; every block has its own embedding of time and label."""
         names = [f"transformer_blocks.{i}" for i in range(len(self.net.transformer_blocks))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastguide.adapters.diffusers.dit import DiT
 from fastguide.adapters.diffusers.flux import Flux
 from fastguide.adapters.diffusers.networks import adapt
 from fastguide.adapters.diffusers.schedulers import meaning_of
@@ -16,13 +15,12 @@ def from_diffusers(net: Any, scheduler: Any, shape: Sequence[int] | None = None)
     """See `fastguide.adapters.diffusers.from_diffusers`."""
     meaning = meaning_of(scheduler)
     adapted = adapt(net, meaning.time_scale)
-    null = net.config.num_embeds_ada_norm if isinstance(adapted, DiT) else None
     return Model(
         adapted,
         meaning.process,
         meaning.prediction,
         tuple(int(side) for side in shape) if shape is not None else _shape_of(adapted),
-        null=null,
+        null=adapted.null or None,
         variance=adapted.outputs == 2,
     )
 

@@ -51,6 +51,11 @@ class Adapted(nn.Module):
         raise NotImplementedError
 
     @property
+    def null(self) -> Any:
+        """The number of classes where `cond` is one; None where nothing can be drawn for it."""
+        return {}
+
+    @property
     def outputs(self) -> int:
         """How many times the channels of x the network returns: 2 with a learned variance."""
         config = self.net.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -83,7 +84,7 @@ def accelerate(
         raise TypeError(f"guidance is {guidance!r}, but it should be a Guidance such as CFG(3.0)")
     family = FAMILIES[kind]
     inner = getattr(pipe, family.net)
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    scheduler = copy.deepcopy(pipe.scheduler)  # from_config would drop what its pipeline mended
     net = adapt(inner, meaning_of(scheduler).time_scale)
     options = None if compile is False else ({} if compile is True else dict(compile))
     run = Run(net, scheduler, guidance, family.null_first, family.separate, options)

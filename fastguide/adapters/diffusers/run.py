@@ -1,4 +1,4 @@
-"""Our loop turned inside out: a pipeline of diffusers keeps its own loop, and asks for one evaluation
+"""Our loop turned inside out: a pipeline of diffusers keeps its own, and asks for one evaluation
 and one update at a time.
 """
 
@@ -27,6 +27,7 @@ from fastguide.model import Model
 from fastguide.perturbation import Layers
 from fastguide.staged import choose_layers
 
+TEXTS = {"text", "pooled", "text_embeds", "encoder_hidden_states", "pooled_projections"}
 KEPT_PLANS = 8  # of other numbers of steps, sizes or strengths
 
 
@@ -68,7 +69,7 @@ class Run:
         self.net, self.scheduler, self.guidance = net, scheduler, guidance
         self.null_first, self.separate = null_first, separate
         self.meaning = meaning_of(scheduler)
-        self.model = Model(net, self.meaning.process, self.meaning.prediction, (1,))
+        self.model = Model(net, self.meaning.process, self.meaning.prediction, (1,), net.null)
         self.names = named_conditions(self.model, guidance)
         self._others = {
             term.branch.net: term.branch.net.model
@@ -245,7 +246,7 @@ class Run:
             cond = self._whole(raw)[0]
             prepare: Callable[[Any], Any] = getattr(model.net, "prepare", lambda value: value)
             fixed[other] = {"cond": prepare(cond)}
-        drawn = partial(random_condition, self.model, positive)
+        drawn = partial(_drawn, self.model, positive)
         conditions = Conditions(fixed, drawn if "random" in self.names else None)
         assert self.plan is not None
         if self._evaluate is None:
@@ -331,6 +332,14 @@ class Run:
         out = torch.cat([out, out]) if doubled else out
         self._last = (out, _version(out))
         return out
+
+
+def _drawn(model: Model, cond: Any, seeds: Tensor) -> Any:
+    """`cond` with another label, or noise for its text; sizes and masks stay."""
+    if not isinstance(cond, dict):
+        return random_condition(model, cond, seeds)
+    texts = {name: value for name, value in cond.items() if name in TEXTS}
+    return {**cond, **random_condition(model, texts, seeds)}
 
 
 def _version(x: Tensor) -> int:

@@ -19,6 +19,10 @@ class UNet(Adapted):
     reads = frozenset({"class_labels"})
 
     @property
+    def null(self) -> None:
+        return None
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         """Input, embedding, every residual block and every attention."""
         told = self.net.class_embedding is not None

@@ -24,6 +24,11 @@ class Whole(nn.Module):
         self.arguments, self.channels = Adapted(net).arguments, int(net.config.in_channels)
 
     @property
+    def null(self) -> Any:
+        """As for `Adapted`."""
+        return {}
+
+    @property
     def outputs(self) -> int:
         """As for `Adapted`."""
         config = self.net.config
