@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import count
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -67,7 +69,12 @@ def _graph(program: Program) -> Callable[..., Any]:
         found = run_program(program, x, t, conds, batch, shape, context)
         return [found[row] for row in rows], context.observed
 
-    return graph
+    # torch.compile counts recompilations by code object: each program has its own
+    code = graph.__code__.replace(co_name=f"graph_{next(_numbers)}")
+    return FunctionType(code, graph.__globals__, code.co_name, None, graph.__closure__)
+
+
+_numbers = count()
 
 
 class Stepwise(Evaluate):
