@@ -211,7 +211,7 @@ class Nothing(torch.nn.Module):
 
     def __init__(self, like):
         super().__init__()
-        self.config, self.dtype = like.config, torch.float32
+        self.config, self.dtype, self.device = like.config, torch.float32, torch.device("cpu")
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, sample, timestep, encoder_hidden_states=None, return_dict=True, **_):

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastguide.engine.evaluate import Conditions, Evaluate, Pass, Passes
+from fastguide.engine.passes import Conditions, Pass, Passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import Plan
+from fastguide.engine.predict import Predict
 from fastguide.engine.program import Program
 from fastguide.engine.rows import Context, bind, run_program
 from fastguide.guidance.base import Branch
@@ -77,8 +78,8 @@ def _graph(program: Program) -> Callable[..., Any]:
 _numbers = count()
 
 
-class Stepwise(Evaluate):
-    """`Evaluate` with conditions that may change, and programs that may be compiled."""
+class Stepwise(Predict):
+    """`Predict` with conditions that may change, and programs that may be compiled."""
 
     def __init__(
         self,
@@ -99,16 +100,26 @@ class Stepwise(Evaluate):
         for one in self.bound:
             self.bound[one] = bind(one.program, conditions.fixed[one.rows[0].net])
 
-    def _run(self, e: int, one: Pass, x: Tensor, context: Context) -> dict[Branch, Tensor]:
+    def _run(
+        self,
+        e: int,
+        one: Pass,
+        x: Tensor,
+        context: Context,
+        differentiate: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> dict[Branch, Tensor]:
         if self.compiled is None:
-            return super()._run(e, one, x, context)
+            return super()._run(e, one, x, context, differentiate)
+        if one.program.graph or context.move is not None:
+            raise ValueError(
+                "compile is on, but the guidance differentiates the network, which runs uncompiled"
+            )
         batch, net = self.seeds.shape[0], one.rows[0].net
-        bound = self._bound(one, context)
         if x.shape[0] != one.program.inputs * batch:
             x = x[:batch].repeat(one.program.inputs, *[1] * (x.ndim - 1))
         outputs = self.outputs if net is None else net.model.outputs
         shape = (outputs * x.shape[1], *x.shape[2:])
-        t = self.plan.times[e]
+        bound, t = self._bound(one, context), self.plan.times[e]
         return self.compiled.run(one.program, x, t, bound, batch, shape, context)
 
     def _bound(self, one: Pass, context: Context) -> list[dict[int, Any]]:

@@ -19,9 +19,12 @@ from fastguide.adapters.diffusers.programs import Compiled, Stepwise
 from fastguide.adapters.diffusers.schedulers import Course, course_of, meaning_of
 from fastguide.adapters.diffusers.whole import Whole
 from fastguide.conditions import named_conditions, random_condition
-from fastguide.engine.evaluate import Conditions, Passes, make_passes
+from fastguide.engine.evaluate import EMPTY, Evaluate
+from fastguide.engine.gradient import differentiable
+from fastguide.engine.passes import Conditions, Passes, make_passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import Plan, make_plan
+from fastguide.engine.run import update
 from fastguide.guidance.base import Guidance
 from fastguide.model import Model
 from fastguide.perturbation import Layers
@@ -71,6 +74,10 @@ class Run:
         self.meaning = meaning_of(scheduler)
         self.model = Model(net, self.meaning.process, self.meaning.prediction, (1,), net.null)
         self.names = named_conditions(self.model, guidance)
+        if "target" in self.names and not isinstance(net.null, int):
+            raise ValueError(
+                "guidance by a classifier needs labels, but the network takes none as its condition"
+            )
         self._others = {
             term.branch.net: term.branch.net.model
             for term in (guidance.terms() if guidance else ())
@@ -92,12 +99,13 @@ class Run:
         self.plan: Plan | None = None
         self.course: Course | None = None
         self.row, self.begin, self.batch = 1, 0, 0
-        self._evaluate: Stepwise | None = None
+        self._evaluate: Evaluate | None = None
+        self._predict: Stepwise | None = None
         self._state = torch.empty(0)
         self._leaves: list[Any] = []
         self._halves: tuple[Any, Any] = (None, None)
         self._positive: Call | None = None
-        self._branches: list[Tensor] = []
+        self._combined = EMPTY
         self._last: tuple[Tensor | None, int] = (None, 0)
         self._raw: Any = None
 
@@ -113,11 +121,11 @@ class Run:
             fixed = (first.fixed, call.fixed)
             varying = (first.varying, call.varying)
             batch = call.x.shape[0]
-            self._predict(first.x, batch, fixed, varying)
+            self._combine(first.x, batch, fixed, varying)
             return
         if not self.needs_negative:
             batch = call.x.shape[0]
-            self._predict(call.x, batch, (call.fixed, None), (call.varying, {}))
+            self._combine(call.x, batch, (call.fixed, None), (call.varying, {}))
             return
         batch = call.x.shape[0] // 2
         if 2 * batch != call.x.shape[0]:
@@ -125,9 +133,9 @@ class Run:
                 f"the pipeline runs {call.x.shape[0]} rows, but with a negative condition it "
                 "should run two for each sample"
             )
-        self._predict(call.x[:batch], batch, call.fixed, call.varying)
+        self._combine(call.x[:batch], batch, call.fixed, call.varying)
 
-    def _predict(self, x: Tensor, batch: int, fixed: Any, varying: Any) -> None:
+    def _combine(self, x: Tensor, batch: int, fixed: Any, varying: Any) -> None:
         plan = self.start(x.device)
         self._begin_batch(plan, x, batch)
         if self.row >= len(plan.rows):
@@ -137,13 +145,12 @@ class Run:
         if changed or varying not in ({}, ({}, {})):
             self._bind(values)
         assert self._evaluate is not None
-        pattern = plan.rows[self.row].pattern
+        row = plan.rows[self.row]
+        pattern = self._evaluate.pattern(row)
         assert pattern is not None
-        state = self._state[0]
-        if any(branch.degraded for branch in pattern.branches):
-            state = x.float() / self.meaning.prediction.input_scale(plan.rows[self.row].at)  # type: ignore[arg-type]
-        predicted = self._evaluate(self.row, pattern, x.to(self._evaluate.dtype), state)
-        self._branches = [predicted[branch] for branch in pattern.branches]
+        assert row.at is not None
+        state = x.float() / self.meaning.prediction.input_scale(row.at)
+        self._combined = self._evaluate(self.row, pattern, x.to(self._evaluate.dtype), state)
 
     def start(self, device: torch.device, timestep: Any = None) -> Plan:
         """The plan of this run; where there is none yet, from the scheduler's begin on, which is
@@ -194,7 +201,9 @@ class Run:
             raise ValueError(
                 f"guidance holds values for {plan.batch} samples, but the pipeline runs {batch}"
             )
-        nets = {None: self.net} | {other: model.net for other, model in self._others.items()}
+        nets: dict[Any, Any] = {other: model.net for other, model in self._others.items()}
+        graph = any(pattern.graph for pattern in plan.patterns)
+        nets[None] = differentiable(self.net) if graph else self.net
         for pattern in plan.patterns:
             if pattern not in self._passes:
                 self._passes[pattern] = make_passes(pattern, nets)
@@ -247,21 +256,19 @@ class Run:
             prepare: Callable[[Any], Any] = getattr(model.net, "prepare", lambda value: value)
             fixed[other] = {"cond": prepare(cond)}
         drawn = partial(_drawn, self.model, positive)
-        conditions = Conditions(fixed, drawn if "random" in self.names else None)
+        target = positive if "target" in self.names else None
+        conditions = Conditions(fixed, drawn if "random" in self.names else None, target)
         assert self.plan is not None
-        if self._evaluate is None:
-            seeds = torch.arange(self.batch, dtype=torch.int64) + self.draws.seed
-            self._evaluate = Stepwise(
-                self.plan,
-                self._passes,
-                conditions,
-                ops.as_seeds(seeds & (2**63 - 1), self._state.device),
-                self._dtype(),
-                self.net.outputs,
-                self._compiled,
-            )
-        else:
-            self._evaluate.rebind(conditions)
+        if self._predict is not None and self._evaluate is not None:
+            self._predict.rebind(conditions)
+            self._evaluate.conditions = conditions
+            return
+        drawn_by = torch.arange(self.batch, dtype=torch.int64) + self.draws.seed
+        seeds = ops.as_seeds(drawn_by, self._state.device)
+        known = (conditions, seeds, self._dtype(), self.net.outputs)
+        self._evaluate = Evaluate(self.plan, {}, *known)
+        self._predict = Stepwise(self.plan, self._passes, *known, self._compiled)
+        self._evaluate.predict = self._predict
 
     def _dtype(self) -> torch.dtype:
         parameter = self.model.parameter
@@ -308,23 +315,10 @@ class Run:
             if self._alpha(e) != 1.0:
                 state[0].mul_(self._alpha(e))
         noise = draw()[: self.batch].float().contiguous() if row.draws else None
-        bound = None
-        if plan.threshold is not None:
-            bound = plan.threshold.bounds(state[0], self._branches, plan.weights[e], plan.table[e])
-        ops.step(
-            state,
-            self._branches,
-            plan.weights,
-            plan.table,
-            plan.index[e],
-            torch.empty(self.batch, dtype=torch.int32, device=state.device),
-            noise=noise,
-            reads=row.reads,
-            writes=row.writes,
-            bound=bound,
-            extra=row.extra,
-        )
-        self._branches = []
+        assert self._predict is not None
+        unread = torch.empty(self.batch, dtype=torch.int32, device=state.device)
+        update(plan, e, state, self._combined, unread, self._predict.seeds, noise)
+        self._combined = EMPTY
         self.row += 1
         alpha = self._alpha(self.row)
         out = state[0].to(sample.dtype, copy=True) if alpha == 1.0 else state[0] / alpha
