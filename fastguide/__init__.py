@@ -2,6 +2,7 @@
 hardware.
 """
 
+from fastguide.adapters.diffusers import accelerate, from_diffusers
 from fastguide.assets import load
 from fastguide.checkpoint import CheckpointError, save
 from fastguide.engine.run import Progress
@@ -127,6 +128,7 @@ __all__ = [
     "Superconditioning",
     "TextImage",
     "Update",
+    "accelerate",
     "annealed_langevin",
     "beta",
     "consistency",
@@ -148,6 +150,7 @@ __all__ = [
     "euler_ancestral",
     "euler_ancestral_cfgpp",
     "exponential",
+    "from_diffusers",
     "heun",
     "interval",
     "karras",

@@ -58,7 +58,16 @@ def test_import_is_light():
     code = "import fastguide, sys; print(*sorted(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(out.stdout.split())
-    for heavy in ("triton", "matplotlib", "scipy", "typer", "rich", "PIL"):
+    for heavy in (
+        "triton",
+        "matplotlib",
+        "scipy",
+        "typer",
+        "rich",
+        "PIL",
+        "diffusers",
+        "transformers",
+    ):
         assert heavy not in loaded
 
 

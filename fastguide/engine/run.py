@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastguide import ops
-from fastguide.engine.evaluate import EMPTY, Evaluate
+from fastguide.engine.evaluate import EMPTY, Combination, Evaluate
 from fastguide.engine.passes import Conditions, Passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import PREVIEW, Plan, Row
@@ -95,40 +95,53 @@ def run(
         noise = None
         if row.draws:
             noise = inputs.noise if e == 0 else next(given, None) if inputs.step_noise else None
-        variance = combined.variance if row.learned else None
-        if row.draws and combined.shift is not None:
-            noise = _shifted(plan, e, noise, inputs.seeds, variance, combined.shift)
-        weights = plan.weights if combined.weights is None else combined.weights
-        how = (combined.deltas, combined.factor, combined.factored)
-        bound = None
-        if combined.branches and plan.threshold is not None:
-            bound = plan.threshold.bounds(
-                state[0], combined.branches, weights[e], plan.table[e], *how
-            )
-        ops.step(
-            state,
-            combined.branches,
-            weights,
-            plan.table,
-            plan.index[e],
-            first_bad,
-            seeds=inputs.seeds if row.draws and noise is None else None,
-            noise=noise,
-            net_input=net_input,
-            reads=row.reads,
-            writes=row.writes,
-            variance=variance,
-            bound=bound,
-            extra=row.extra,
-            deltas=combined.deltas,
-            factor=combined.factor,
-            factored=combined.factored,
-        )
+        update(plan, e, state, combined, first_bad, inputs.seeds, noise, net_input)
         if callback is not None and row.at is not None:
             evaluation += 1
             denoised = state[plan.slots.index(PREVIEW)]
             callback(Progress(evaluation, plan.evaluations, row.at, state[0], denoised))
     return state[0], first_bad, evaluate.bad_gradient
+
+
+def update(
+    plan: Plan,
+    e: int,
+    state: Tensor,
+    combined: Combination,
+    first_bad: Tensor,
+    seeds: Tensor,
+    noise: Tensor | None = None,
+    net_input: Tensor | None = None,
+) -> None:
+    """Row `e` of the plan: one `step` of the slots `state`, with what its evaluation gave."""
+    row = plan.rows[e]
+    variance = combined.variance if row.learned else None
+    if row.draws and combined.shift is not None:
+        noise = _shifted(plan, e, noise, seeds, variance, combined.shift)
+    weights = plan.weights if combined.weights is None else combined.weights
+    how = (combined.deltas, combined.factor, combined.factored)
+    bound = None
+    if combined.branches and plan.threshold is not None:
+        bound = plan.threshold.bounds(state[0], combined.branches, weights[e], plan.table[e], *how)
+    ops.step(
+        state,
+        combined.branches,
+        weights,
+        plan.table,
+        plan.index[e],
+        first_bad,
+        seeds=seeds if row.draws and noise is None else None,
+        noise=noise,
+        net_input=net_input,
+        reads=row.reads,
+        writes=row.writes,
+        variance=variance,
+        bound=bound,
+        extra=row.extra,
+        deltas=combined.deltas,
+        factor=combined.factor,
+        factored=combined.factored,
+    )
 
 
 def _shifted(

@@ -78,7 +78,7 @@ class SelfAttention(nn.Module):
                 assert self.folded_weight is not None
                 outputs.append(F.linear(rows, self.folded_weight, self.folded_bias))
                 continue
-            led = _nag(one, mixed, segments, segment, unit, routing.nag)
+            led = nag(one, mixed, segments, segment, unit, routing.nag)
             outputs.append(self.proj(led).expand(-1, tokens.shape[1], -1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -144,7 +144,7 @@ class SelfAttention(nn.Module):
         return value.flatten(1).unsqueeze(1)
 
 
-def _nag(
+def nag(
     positive: Tensor,
     mixed: Sequence[Tensor | None],
     segments: Sequence[Segment],
@@ -188,8 +188,14 @@ def shuffled(tokens: Tensor, layer: str, routing: Routing) -> Tensor:
 
     def permuted(rows: Tensor, segment: Segment) -> Tensor:
         assert routing.seeds is not None
-        order = ops.noise(routing.seeds, rows.shape[1:2], zlib.crc32(layer.encode())).argsort(1)
+        order = ops.noise(routing.seeds, rows.shape[1:2], _stream(layer)).argsort(1)
         column = order.repeat(segment.stop - segment.start, 1).unsqueeze(2)
         return rows.gather(1, column.expand_as(rows))
 
     return routing.changed(tokens, layer, Shuffled, permuted)
+
+
+@torch.compiler.assume_constant_result
+def _stream(layer: str) -> int:
+    """Which of a sample's random numbers the layer draws."""
+    return zlib.crc32(layer.encode())

@@ -59,6 +59,7 @@ def _multistep(
     variable: Callable[[float], float],
     slope: Callable[[float], float],
     to_data: bool,
+    lower_order_final: bool = False,
 ) -> Iterator[Update]:
     """Polynomials in `variable(r)`, in which dr is `slope`; without `to_data` the step to the data
     is of order 1.
@@ -67,10 +68,12 @@ def _multistep(
         raise ValueError(f"order is {order}, but it should be 1, 2, 3 or 4")
     before = int(order) - 1
     past: list[float] = []  # r of the evaluations before, newest first; pure noise has none
-    for now, to in levels.steps():
+    steps = list(levels.steps())
+    for i, (now, to) in enumerate(steps):
         gains: list[float] = []
-        if past and before and (to_data or to.sigma > 0.0):
-            nodes = [variable(r) for r in (now.ratio, *past[:before])]
+        used = min(before, len(steps) - i - 1) if lower_order_final else before
+        if past and used and (to_data or to.sigma > 0.0):
+            nodes = [variable(r) for r in (now.ratio, *past[:used])]
             gains = _integrals(nodes, variable(to.ratio), slope)
         known = min(len(past), before)
         yield Update(now, _step(now, to, gains[1:]), _shift(now, known, before + 1))
@@ -87,11 +90,11 @@ def lms(levels: Levels, order: int = 4) -> Iterator[Update]:
 
 
 @Configured
-def deis(levels: Levels, order: int = 3) -> Iterator[Update]:
+def deis(levels: Levels, order: int = 3, lower_order_final: bool = False) -> Iterator[Update]:
     """DEIS (Zhang and Chen 2022) with polynomials in log r ("log-rho"). The first step and the
-    last, to the data, are of order 1.
+    last, to the data, are of order 1. `lower_order_final` as for `dpmpp_2m`.
     """
-    yield from _multistep(levels, order, math.log, math.exp, to_data=False)
+    yield from _multistep(levels, order, math.log, math.exp, False, lower_order_final)
 
 
 _ADAMS = {

@@ -3,7 +3,8 @@
 Exponential integrators in h, the growth of lambda = log(alpha / sigma) over a step: the linear part
 is exact, the denoised image is a polynomial in lambda through the last two or three evaluations.
 The SDE forms are those of Lu et al. 2022, appendix, with eta 1 (k-diffusion calls them 2M SDE and
-3M SDE).
+3M SDE). With `lower_order_final` the order falls to 1 at the end of the run, as in diffusers' runs
+of less than 15 steps.
 """
 
 from __future__ import annotations
@@ -82,14 +83,27 @@ def _history(names: tuple[str, str], value: Map, known: int, order: int) -> dict
     return keep
 
 
-def _multistep(levels: Levels, order: int, sde: bool, published: bool = False) -> Iterator[Update]:
+def _limited(past: list[float], left: int, lower_order_final: bool) -> list[float]:
+    """What of the past a step may use with `left` steps to go, its own included."""
+    return past[: left - 1] if lower_order_final else past
+
+
+def _multistep(
+    levels: Levels,
+    order: int,
+    sde: bool,
+    published: bool = False,
+    lower_order_final: bool = False,
+) -> Iterator[Update]:
     past: list[float] = []  # growths of the steps before, newest first
     names = ("previous", "older")
-    for now, to in levels.steps():
+    steps = list(levels.steps())
+    for i, (now, to) in enumerate(steps):
         h = growth(now, to)
         x: dict[str, float] = transfer(now, to)
         if math.isfinite(h):
-            mixed = _mixed(h, past, order, published, 2.0 if sde else 1.0)
+            known = _limited(past, len(steps) - i, lower_order_final)
+            mixed = _mixed(h, known, order, published, 2.0 if sde else 1.0)
             gains = zip(("denoised", *names), mixed, strict=True)
             keep = to.sigma / now.sigma
             x = {name: to.alpha * c for name, c in gains if c}
@@ -102,14 +116,18 @@ def _multistep(levels: Levels, order: int, sde: bool, published: bool = False) -
         past.insert(0, h)
 
 
-def _multistep_noise(levels: Levels, order: int, published: bool = False) -> Iterator[Update]:
+def _multistep_noise(
+    levels: Levels, order: int, published: bool = False, lower_order_final: bool = False
+) -> Iterator[Update]:
     past: list[float] = []
     names = ("eps1", "eps2")
-    for now, to in levels.steps():
+    steps = list(levels.steps())
+    for i, (now, to) in enumerate(steps):
         h = growth(now, to)
         x: dict[str, float] = transfer(now, to)
         if math.isfinite(h):
-            mixed = _mixed(h, past, order, published, -1.0)
+            known = _limited(past, len(steps) - i, lower_order_final)
+            mixed = _mixed(h, known, order, published, -1.0)
             here = eps(now)
             parts = [
                 (to.sigma * c, source)
@@ -122,44 +140,56 @@ def _multistep_noise(levels: Levels, order: int, published: bool = False) -> Ite
 
 
 @Configured
-def dpmpp_2m(levels: Levels) -> Iterator[Update]:
+def dpmpp_2m(levels: Levels, lower_order_final: bool = False) -> Iterator[Update]:
     """DPM-Solver++(2M), algorithm 2: order 2, one evaluation a step.
 
     The first step and the last, to the data, are of order 1.
     """
-    yield from _multistep(levels, order=2, sde=False)
+    yield from _multistep(levels, order=2, sde=False, lower_order_final=lower_order_final)
 
 
 @Configured
-def dpmpp_3m(levels: Levels, published: bool = False) -> Iterator[Update]:
+def dpmpp_3m(
+    levels: Levels, published: bool = False, lower_order_final: bool = False
+) -> Iterator[Update]:
     """DPM-Solver++(3M): order 3 after a first step of order 1, which limits the whole to 2.
 
     The authors' code halves the second difference in its multistep form (not in its single-step
     one); `published` does so too. The default integrates the parabola through three evaluations
     exactly.
     """
-    yield from _multistep(levels, order=3, sde=False, published=published)
+    yield from _multistep(
+        levels, order=3, sde=False, published=published, lower_order_final=lower_order_final
+    )
 
 
 @Configured
-def dpm_2m(levels: Levels) -> Iterator[Update]:
+def dpm_2m(levels: Levels, lower_order_final: bool = False) -> Iterator[Update]:
     """Multistep DPM-Solver-2 (Lu et al. 2022a): as dpmpp_2m, on the noise instead of the image."""
-    yield from _multistep_noise(levels, order=2)
+    yield from _multistep_noise(levels, order=2, lower_order_final=lower_order_final)
 
 
 @Configured
-def dpm_3m(levels: Levels, published: bool = False) -> Iterator[Update]:
+def dpm_3m(
+    levels: Levels, published: bool = False, lower_order_final: bool = False
+) -> Iterator[Update]:
     """Multistep DPM-Solver-3: as dpmpp_3m, on the noise instead of the image."""
-    yield from _multistep_noise(levels, order=3, published=published)
+    yield from _multistep_noise(
+        levels, order=3, published=published, lower_order_final=lower_order_final
+    )
 
 
 @Configured
-def dpmpp_2m_sde(levels: Levels) -> Iterator[Update]:
+def dpmpp_2m_sde(levels: Levels, lower_order_final: bool = False) -> Iterator[Update]:
     """SDE-DPM-Solver++(2M): as dpmpp_2m, with fresh noise at every step but the last."""
-    yield from _multistep(levels, order=2, sde=True)
+    yield from _multistep(levels, order=2, sde=True, lower_order_final=lower_order_final)
 
 
 @Configured
-def dpmpp_3m_sde(levels: Levels, published: bool = False) -> Iterator[Update]:
+def dpmpp_3m_sde(
+    levels: Levels, published: bool = False, lower_order_final: bool = False
+) -> Iterator[Update]:
     """SDE-DPM-Solver++(3M): as dpmpp_3m, with fresh noise at every step but the last."""
-    yield from _multistep(levels, order=3, sde=True, published=published)
+    yield from _multistep(
+        levels, order=3, sde=True, published=published, lower_order_final=lower_order_final
+    )

@@ -1,0 +1,56 @@
+"""Networks and pipelines of diffusers under our guidance, without leaving them.
+
+Nothing here imports diffusers before it is given something of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastguide.guidance.base import Guidance
+from fastguide.model import Model
+
+
+def accelerate(
+    pipe: Any, guidance: Guidance | None = None, compile: bool | Mapping[str, Any] = False
+) -> Any:
+    """A pipeline that is called as `pipe` is, under `guidance`, with our loop and kernels inside.
+
+    It shares the weights and every other part with `pipe`, which stays as it is. Its scheduler's
+    config says levels and solver. In a call the guidance scale is not given (`guidance_scale`, for
+    Flux `true_cfg_scale`): it is in `guidance`.
+
+    Args:
+        pipe: a pipeline of diffusers: Stable Diffusion 1, 2, XL and 3, Flux, PixArt, Sana, DiT,
+            DDPM or DDIM; also img2img, inpainting and ControlNet of the first three.
+        guidance: a guidance or a sum of them. A layer is named as its module:
+            "mid_block.attentions.0.transformer_blocks.0.attn1", "transformer_blocks.7"; or "mid".
+        compile: compile each pattern of branches as one graph; or options of `torch.compile`.
+
+    Raises:
+        ValueError, TypeError: a pipeline, scheduler, flag or layer that we do not have.
+    """
+    from fastguide.adapters.diffusers import pipelines
+
+    return pipelines.accelerate(pipe, guidance, compile)
+
+
+def from_diffusers(net: Any, scheduler: Any, shape: Sequence[int] | None = None) -> Model:
+    """A `Model` for `fastguide.sample` of a network of diffusers and what its scheduler's config
+    says about process and prediction.
+
+    The condition is what the network's adapter says: the text `[B, T, D]`, class labels `[B]`, or a
+    dict of tensors.
+
+    Args:
+        net: pipe.unet or pipe.transformer.
+        scheduler: pipe.scheduler.
+        shape: of one sample (C, H, W), by default what the network's config says.
+
+    Raises:
+        ValueError, TypeError: a network or scheduler that we do not have.
+    """
+    from fastguide.adapters.diffusers import models
+
+    return models.from_diffusers(net, scheduler, shape)

@@ -1,0 +1,82 @@
+"""DiTTransformer2DModel in stages: `cond` is class labels `[rows]`, the last of them null."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastguide.adapters.diffusers.attention import self_attention
+from fastguide.adapters.diffusers.network import Adapted, Call, dtype_of, patches_to_pixels
+from fastguide.nets.attention import shuffled
+from fastguide.nets.timed import timed
+from fastguide.staged import PLAIN, Routing, Stage
+
+
+class State(NamedTuple):
+    """What flows from stage to stage; `grid` is shared by all rows."""
+
+    tokens: Tensor  # [rows, h w, C]
+    t: Tensor  # [rows]
+    grid: tuple[int, int]
+
+
+class DiT(Adapted):
+    """See the file's first line."""
+
+    reads = frozenset({"class_labels"})
+
+    @property
+    def null(self) -> int:
+        return int(self.net.config.num_embeds_ada_norm)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Patches, blocks, head; every block has its own embedding of time and label."""
+        names = [f"transformer_blocks.{i}" for i in range(len(self.net.transformer_blocks))]
+        blocks = (
+            Stage(
+                name, partial(_block, block, name), (name,), cond=True, timed=True, skippable=True
+            )
+            for name, block in zip(names, self.net.transformer_blocks, strict=True)
+        )
+        return (Stage("pos_embed", self.embed), *blocks, Stage("proj_out", self.head, cond=True))
+
+    @property
+    def middle(self) -> tuple[str, ...]:
+        """The block halfway."""
+        return (f"transformer_blocks.{len(self.net.transformer_blocks) // 2}",)
+
+    def embed(
+        self, inputs: tuple[Tensor, Tensor], cond: Any = None, routing: Routing = PLAIN
+    ) -> State:
+        """Patches to tokens."""
+        x, t = inputs
+        patch = self.net.patch_size
+        grid = (x.shape[2] // patch, x.shape[3] // patch)
+        return State(self.net.pos_embed(x.to(dtype_of(self.net))), t * self.time_scale, grid)
+
+    def head(self, state: State, cond: Any = None, routing: Routing = PLAIN) -> Tensor:
+        """Tokens to pixels, under the first block's embedding."""
+        net, tokens = self.net, state.tokens
+        embedding = net.transformer_blocks[0].norm1.emb(state.t, cond, hidden_dtype=tokens.dtype)
+        shift, scale = net.proj_out_1(F.silu(embedding)).chunk(2, dim=1)
+        tokens = net.norm_out(tokens) * (1 + scale[:, None]) + shift[:, None]
+        return patches_to_pixels(net.proj_out_2(tokens), state.grid, net.patch_size)
+
+    def conditions(self, x: Tensor, fixed: dict[str, Any], varying: dict[str, Any]) -> Call:
+        return Call(x, fixed["class_labels"], varying)
+
+
+def _block(block: Any, name: str, state: State, cond: Any, routing: Routing) -> State:
+    tokens = shuffled(state.tokens, name, routing)
+    norm = block.norm1
+    embedding = timed(norm.emb(state.t, cond, hidden_dtype=tokens.dtype), name, routing)
+    vectors = norm.linear(norm.silu(embedding)).unsqueeze(1).chunk(6, dim=2)
+    shift, scale, gate, shift_ff, scale_ff, gate_ff = vectors
+    normal = norm.norm(tokens) * (1 + scale) + shift
+    tokens = tokens + gate * self_attention(block.attn1, name, normal, state.grid, routing)
+    normal = block.norm3(tokens) * (1 + scale_ff) + shift_ff
+    return state._replace(tokens=tokens + gate_ff * block.ff(normal))

@@ -1,0 +1,119 @@
+"""What all adapted networks share: a diffusers network, held by reference, in our contract."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastguide.staged import Stage, run_stages
+
+
+class Call(NamedTuple):
+    """What a pipeline gave its network.
+
+    Args:
+        x: the input.
+        fixed: conditions that stay for a run, a pytree of batch-first tensors.
+        varying: conditions that are new at each step, likewise.
+    """
+
+    x: Tensor
+    fixed: Any
+    varying: dict[str, Any]
+
+
+class Adapted(nn.Module):
+    """A network `net(x, t, cond)` whose modules are those of the diffusers network `net`.
+
+    Args:
+        time_scale: what our t is multiplied with: 1000 where ours is a flow's time in [0, 1].
+    """
+
+    reads: frozenset[str] = frozenset()  # arguments of the diffusers forward that are understood
+    changes: frozenset[str] = frozenset()  # those among them that are new at each step
+
+    def __init__(self, net: Any, time_scale: float = 1.0) -> None:
+        super().__init__()
+        self.net = net
+        self.time_scale = time_scale
+        self.channels = int(net.config.in_channels)
+        self.arguments = tuple(inspect.signature(type(net).forward).parameters)[1:]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        raise NotImplementedError
+
+    @property
+    def middle(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    @property
+    def null(self) -> Any:
+        """The number of classes where `cond` is one; None where nothing can be drawn for it."""
+        return {}
+
+    @property
+    def outputs(self) -> int:
+        """How many times the channels of x the network returns: 2 with a learned variance."""
+        config = self.net.config
+        made = config.out_channels or config.in_channels
+        return 2 if made == 2 * config.in_channels else 1
+
+    def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """The plain prediction."""
+        return run_stages(self, x, t, cond)
+
+    def prepare(self, cond: Any) -> Any:
+        """`cond` with what depends on it alone worked out; stages take it with and without."""
+        return cond
+
+    def gather(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """What a pipeline's call of the network means.
+
+        Raises:
+            ValueError: an argument that is not understood.
+        """
+        given = {**dict(zip(self.arguments, args, strict=False)), **kwargs}
+        x = given.pop(self.arguments[0])
+        for name in ("timestep", "return_dict"):
+            given.pop(name, None)
+        found = {name: value for name, value in given.items() if _is_given(value)}
+        for name in found:
+            if name not in self.reads:
+                raise ValueError(
+                    f"the pipeline gives {type(self.net).__name__} the argument {name!r}, which "
+                    "fastguide does not support"
+                )
+        varying = {name: value for name, value in found.items() if name in self.changes}
+        fixed = {name: value for name, value in found.items() if name not in self.changes}
+        return self.conditions(x, fixed, varying)
+
+    def conditions(self, x: Tensor, fixed: dict[str, Any], varying: dict[str, Any]) -> Call:
+        """The arguments as `cond` has them."""
+        return Call(x, fixed or None, varying)
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and not (isinstance(value, (dict, list, tuple)) and not value)
+
+
+def class_name(module: object) -> str:
+    """The name of a module's class in diffusers, or of the first of its bases there."""
+    for base in type(module).__mro__:
+        if base.__module__.startswith("diffusers."):
+            return base.__name__
+    return type(module).__name__
+
+
+def patches_to_pixels(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """`[rows, h w, patch patch C]` to `[rows, C, h patch, w patch]`."""
+    pixels = tokens.unflatten(-1, (patch, patch, -1)).unflatten(1, grid)
+    return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def dtype_of(net: nn.Module) -> torch.dtype:
+    """The floating-point type that the network computes in."""
+    return next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)

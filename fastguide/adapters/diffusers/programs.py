@@ -1,0 +1,131 @@
+"""The evaluations of a run whose conditions may change between steps, compiled where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import count
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastguide.engine.passes import Conditions, Pass, Passes
+from fastguide.engine.pattern import Pattern
+from fastguide.engine.plan import Plan
+from fastguide.engine.predict import Predict
+from fastguide.engine.program import Program
+from fastguide.engine.rows import Context, bind, run_program
+from fastguide.guidance.base import Branch
+from fastguide.staged import Normalized
+
+
+class Compiled:
+    """One graph for each program: `torch.compile(fullgraph=True)` with further options."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = {"fullgraph": True, "dynamic": False, **options}
+        self._functions: dict[int, tuple[Program, Callable[..., Any]]] = {}
+
+    def run(
+        self,
+        program: Program,
+        x: Tensor,
+        t: Tensor,
+        conds: list[dict[int, Any]],
+        batch: int,
+        shape: tuple[int, ...],
+        context: Context,
+    ) -> dict[Branch, Tensor]:
+        """As `fastguide.engine.rows.run_program`."""
+        key = id(program)
+        if key not in self._functions:
+            self._functions[key] = (program, torch.compile(_graph(program), **self.options))
+        scale = None if context.nag is None else context.nag.scale
+        tau = None if context.nag is None else (context.nag.tau, context.nag.alpha)
+        outputs, observed = self._functions[key][1](
+            x, t, conds, batch, shape, context.seeds, context.time, scale, tau
+        )
+        context.observed.update(observed)
+        rows = [row for one in program.batches for row in one.rows]
+        return dict(zip(rows, outputs, strict=True))
+
+
+def _graph(program: Program) -> Callable[..., Any]:
+    rows = [row for one in program.batches for row in one.rows]
+
+    def graph(
+        x: Tensor,
+        t: Tensor,
+        conds: list[dict[int, Any]],
+        batch: int,
+        shape: tuple[int, ...],
+        seeds: Tensor | None,
+        time: Tensor | None,
+        scale: Tensor | None,
+        tau: tuple[float, float] | None,
+    ) -> tuple[list[Tensor], dict[Any, Any]]:
+        nag = None if scale is None or tau is None else Normalized(scale, *tau)
+        context = Context(seeds, time, nag)
+        found = run_program(program, x, t, conds, batch, shape, context)
+        return [found[row] for row in rows], context.observed
+
+    # torch.compile counts recompilations by code object: each program has its own
+    code = graph.__code__.replace(co_name=f"graph_{next(_numbers)}")
+    return FunctionType(code, graph.__globals__, code.co_name, None, graph.__closure__)
+
+
+_numbers = count()
+
+
+class Stepwise(Predict):
+    """`Predict` with conditions that may change, and programs that may be compiled."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        passes: Mapping[Pattern, Passes],
+        conditions: Conditions,
+        seeds: Tensor,
+        dtype: torch.dtype,
+        outputs: int,
+        compiled: Compiled | None,
+    ) -> None:
+        super().__init__(plan, passes, conditions, seeds, dtype, outputs)
+        self.compiled = compiled
+
+    def rebind(self, conditions: Conditions) -> None:
+        """Go on with other conditions."""
+        self.conditions = conditions
+        for one in self.bound:
+            self.bound[one] = bind(one.program, conditions.fixed[one.rows[0].net])
+
+    def _run(
+        self,
+        e: int,
+        one: Pass,
+        x: Tensor,
+        context: Context,
+        differentiate: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> dict[Branch, Tensor]:
+        if self.compiled is None:
+            return super()._run(e, one, x, context, differentiate)
+        if one.program.graph or context.move is not None:
+            raise ValueError(
+                "compile is on, but the guidance differentiates the network, which runs uncompiled"
+            )
+        batch, net = self.seeds.shape[0], one.rows[0].net
+        if x.shape[0] != one.program.inputs * batch:
+            x = x[:batch].repeat(one.program.inputs, *[1] * (x.ndim - 1))
+        outputs = self.outputs if net is None else net.model.outputs
+        shape = (outputs * x.shape[1], *x.shape[2:])
+        bound, t = self._bound(one, context), self.plan.times[e]
+        return self.compiled.run(one.program, x, t, bound, batch, shape, context)
+
+    def _bound(self, one: Pass, context: Context) -> list[dict[int, Any]]:
+        if not one.draws_condition:
+            return self.bound[one]
+        assert self.conditions.drawn is not None
+        assert context.seeds is not None
+        drawn = self.conditions.drawn(context.seeds)
+        return bind(one.program, {**self.conditions.fixed[None], "random": drawn})
