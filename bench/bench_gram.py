@@ -23,7 +23,7 @@ def plain(x, branches, base):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("branches", [2, 4, 6])
+@pytest.mark.parametrize("branches", [2, 6])
 def test_gram(ratio, branches, dtype, request):
     case = make(branches, dtype)
     want = plain(*case).double()
@@ -39,7 +39,7 @@ def test_gram(ratio, branches, dtype, request):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("branches", [2, 4, 6])
+@pytest.mark.parametrize("branches", [2, 6])
 def test_bandwidth(ratio, branches, dtype, request):
     """The twin reads half of the bytes that gram reads, and writes as many."""
     x, tensors, base = make(branches, dtype)

@@ -75,7 +75,8 @@ def products_kernel(
 
 @triton.jit
 def add_products(sums, vectors, N: tl.constexpr, BLOCK: tl.constexpr):
-    """sums[entry(i, j)] + <v_i, v_j>, in the last column + the sum of v_i, within each thread."""
+    """`sums`, the upper triangle of [N, N + 1], and within each thread: at [i, j] <v_i, v_j>, at
+    [i, N] the sum of v_i."""
     quarters = ()
     for i in tl.static_range(N):
         even, odd = vectors[i].reshape(BLOCK // 4, 2, 2).split()
@@ -83,7 +84,7 @@ def add_products(sums, vectors, N: tl.constexpr, BLOCK: tl.constexpr):
     new = ()
     for i in tl.static_range(N):
         for j in tl.static_range(i, N + 1):
-            total = sums[entry(i, j, N)]
+            total = sums[i * (N + 1) - i * (i - 1) // 2 + j - i]
             for q in tl.static_range(4):
                 if j < N:
                     total = tl.fma(quarters[i][q], quarters[j][q], total)
@@ -105,26 +106,20 @@ def sums_kernel(
     # where: entry (i, j) of one sample's matrix [N, N + 1]
     sample = tl.program_id(0).to(tl.int64)
     r = tl.arange(0, SIZE)
-    i, j = r // (N + 1), r % (N + 1)
+    i, j = tl.minimum(r // (N + 1), r % (N + 1)), tl.maximum(r // (N + 1), r % (N + 1))
+    entry = i * (N + 1) - i * (i - 1) // 2 + j - i  # of the upper triangle
     inside = r < N * (N + 1)
 
-    # load and maths: both halves of the matrix from its upper one
+    # load and maths
     total = tl.zeros([ROWS, SIZE], tl.float64)
     for first in range(0, chunks, ROWS):
         chunk = first + tl.arange(0, ROWS)
-        at = (sample * chunks + chunk) * (N * (N + 3) // 2)
-        at = at[:, None] + entry(tl.minimum(i, j), tl.maximum(i, j), N)[None, :]
+        at = ((sample * chunks + chunk) * (N * (N + 3) // 2))[:, None] + entry[None, :]
         there = (chunk < chunks)[:, None] & inside[None, :]
         total += tl.load(partial_ptr + at, mask=there, other=0.0).to(tl.float64)
 
     # store
     tl.store(out_ptr + sample * (N * (N + 1)) + r, tl.sum(total, axis=0), mask=inside)
-
-
-@triton.jit
-def entry(i, j, N: tl.constexpr):
-    """The place of (i, j), i <= j <= N, in the upper triangle of a matrix [N, N + 1]."""
-    return i * (N + 1) - i * (i - 1) // 2 + j - i
 
 
 @triton.jit
@@ -146,7 +141,8 @@ def gram(
     """Launch on `x` [B, channels, pixels]; see fastguide.ops.gram for the arguments."""
     batch, channels, pixels = x.shape
     numel, n = channels * pixels, len(branches) + 1
-    settings = lookup("gram", x.device, branches=len(branches))
+    kernel = "gram" if len(branches) <= 4 else "gram_many"
+    settings = lookup(kernel, x.device, branches=len(branches))
     chunk = settings["STEPS"] * settings["BLOCK"]
     chunks = max(1, triton.cdiv(numel, chunk))
     partial = torch.empty(batch, chunks, n * (n + 3) // 2, dtype=torch.float32, device=x.device)

@@ -18,6 +18,8 @@ DEFAULTS = {
     # one warp a program, so that no thread waits for another; chains of 32 additions in fp32, and
     # TILE of their sums are read at once
     "gram": {"BLOCK": 128, "STEPS": 8, "UNROLL": 2, "TILE": 4096, "num_warps": 1},
+    # more than 4 branches: as many registers as one step of 4 elements takes
+    "gram_many": {"BLOCK": 128, "STEPS": 8, "UNROLL": 1, "TILE": 4096, "num_warps": 1},
     # a token whole: at most 74 registers where tokens are aligned, 97 KiB of shared memory
     "attention_colsum": {
         "QUERIES": 64,

@@ -14,10 +14,12 @@ from fastguide.kernels.gram import gram
 SMALL = {"BLOCK": 32, "STEPS": 3, "UNROLL": 1, "TILE": 256, "num_warps": 1}
 
 
-@pytest.fixture(params=[SMALL, tuning.DEFAULTS["gram"]], ids=["small", "default"])
+@pytest.fixture(params=["small", "default"])
 def chunk(request, monkeypatch):
     """Chunks smaller and larger than the samples of most tests."""
-    monkeypatch.setitem(tuning.DEFAULTS, "gram", request.param)
+    if request.param == "small":
+        for kernel in ("gram", "gram_many"):
+            monkeypatch.setitem(tuning.DEFAULTS, kernel, SMALL)
 
 
 def launch(case):
