@@ -23,12 +23,15 @@ from fastguide.conditions import (
     random_condition,
 )
 from fastguide.engine.gradient import differentiable
+from fastguide.engine.graph import CudaRecorder, Graphs
 from fastguide.engine.measure import measure_rows
 from fastguide.engine.passes import Conditions, make_passes
 from fastguide.engine.pattern import no_layers
 from fastguide.engine.plan import Plan, make_plan
 from fastguide.engine.program import RowMode
 from fastguide.engine.run import Inputs, Progress, run
+from fastguide.engine.static import as_tree, padding
+from fastguide.engine.stats import Stats
 from fastguide.guidance.base import Guidance, Other
 from fastguide.model import Model
 from fastguide.options import Configured, by_name
@@ -73,6 +76,10 @@ class Sampler:
             batched, or what `warmup` found to be fastest.
         max_batch: the most requests of `submit` that run together.
         max_wait: seconds that a request of `submit` waits at most for others.
+        graph: capture the whole run as a CUDA graph, once for each number of samples, and replay it
+            from then on; not with a callback. Conditions, seeds, noise and the scales of requests
+            may change. Batches are filled up to the next size of `warmup`.
+        max_captures: the captures that are kept, those that were used last.
 
     Raises:
         ValueError, TypeError: an argument that is not as above, named with its value.
@@ -93,6 +100,8 @@ class Sampler:
         rows: RowMode | None = None,
         max_batch: int = 16,
         max_wait: float = 0.005,
+        graph: bool = False,
+        max_captures: int = 8,
     ) -> None:
         if not isinstance(model, Model):
             raise TypeError(
@@ -153,6 +162,11 @@ class Sampler:
             raise ValueError(f"max_batch is {max_batch}, but it should be 1 or more")
         if not 0 <= max_wait < math.inf:
             raise ValueError(f"max_wait is {max_wait}, but it should be 0 or more seconds")
+        if graph and self.device.type != "cuda":
+            raise ValueError(f"graph is True, but the sampler runs on {self.device}, not on a GPU")
+        self._graphs = Graphs(CudaRecorder(self.device), max_captures) if graph else None
+        self._captured: set[int] = set()
+        self._counts = Stats()
         self._packing = (max_batch, max_wait)
         self._packer: Packer | None = None
 
@@ -193,13 +207,47 @@ class Sampler:
             step_noise=self._check_step_noise(step_noise, batch),
         )
         plan = self.plan if callback is None else self._with_preview()
-        passes = self._passes[self._mode(batch)]
-        samples, first_bad, bad_gradient = run(
-            plan, passes, inputs, self.shape, self.dtype, self.model.outputs, callback
-        )
+        samples, first_bad, bad_gradient = self._run(plan, inputs, callback)
         if check:
             _check_finite(plan, samples, first_bad, bad_gradient, rows)
         return samples
+
+    def _run(
+        self, plan: Plan, inputs: Inputs, callback: Callable[[Progress], None] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A run, eagerly, or where the sampler was asked to from a graph."""
+        mode = self._mode(len(inputs.seeds))
+        settings = (self.shape, self.dtype, self.model.outputs)
+        padded = 0
+        if self._graphs is None or callback is not None:
+            found = run(plan, self._passes[mode], inputs, *settings, callback)
+        else:
+            batch = len(inputs.seeds)
+            padded = padding(batch, self._captured) if self._captured else 0
+            tree, rebuild = as_tree(plan, inputs, self._drawn, padded)
+
+            def captured(given: Any) -> tuple[Tensor, Tensor, Tensor]:
+                return run(*rebuild(given, self._passes[mode]), *settings)
+
+            samples, first_bad, bad_gradient = self._graphs((mode,), tree, captured)
+            found = samples[:batch], first_bad[:batch], bad_gradient
+        with self._lock:
+            self._counts.add(plan, self._passes[mode], len(inputs.seeds), padded)
+        return found
+
+    def _drawn(self, own: Any) -> Callable[[Tensor], Any] | None:
+        """The random condition beside the network's own, where the guidance has one."""
+        if "random" not in self._conditions:
+            return None
+        return partial(random_condition, self.model, own)
+
+    def stats(self) -> Stats:
+        """What the sampler has done so far."""
+        with self._lock:
+            counts = replace(self._counts)
+        if self._graphs is not None:
+            counts.captures, counts.replays = self._graphs.captures, self._graphs.replays
+        return counts
 
     def _choose(self, layers: Layers) -> tuple[str, ...]:
         """The names of the network's layers that a guidance names."""
@@ -234,6 +282,10 @@ class Sampler:
             )
             with self._lock:
                 self._measured[batch] = min(seconds, key=lambda mode: seconds[mode])
+            if self._graphs is not None:
+                self._captured.add(batch)
+                noughts = torch.zeros(batch, dtype=torch.int64, device=self.device)
+                self._run(self.plan, Inputs(one.repeated(batch), noughts))
         return dict(self._measured)
 
     def submit(
@@ -284,18 +336,8 @@ class Sampler:
     def _run_requests(self, requests: list[Request]) -> None:
         """One batch of requests; a sample that is not finite fails alone."""
         plan, conditions, seeds = packed(requests, self.plan)
-        if "random" in self._conditions:
-            own = conditions.fixed[None]["cond"]
-            conditions = replace(conditions, drawn=partial(random_condition, self.model, own))
-        passes = self._passes[self._mode(len(requests))]
-        samples, first_bad, bad_gradient = run(
-            plan,
-            passes,
-            Inputs(conditions, seeds),
-            self.shape,
-            self.dtype,
-            self.model.outputs,
-        )
+        conditions = replace(conditions, drawn=self._drawn(conditions.fixed[None]["cond"]))
+        samples, first_bad, bad_gradient = self._run(plan, Inputs(conditions, seeds))
         for i, request in enumerate(requests):
             one = samples[i : i + 1]
             try:
@@ -322,11 +364,10 @@ class Sampler:
         fixed: dict[Other | None, Any] = {None: own}
         for other in self._others:
             fixed[other] = bind_other(other.model, self.model, cond, batch, self.device)
-        drawn = partial(random_condition, self.model, own["cond"])
         target = None
         if "target" in self._conditions:
             target = bind_target(self.model, cond, batch, self.device)
-        return Conditions(fixed, drawn if "random" in self._conditions else None, target)
+        return Conditions(fixed, self._drawn(own["cond"]), target)
 
     def _check_noise(self, name: str, noise: Tensor | None, batch: int) -> Tensor | None:
         if noise is None:

@@ -311,6 +311,16 @@ def test_every_method_equals_the_cpu(name, rows):
     torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["cfg", *METHODS])
+def test_a_captured_run_equals_the_eager_one(name):
+    guidance = METHODS[name]("cuda") if name in METHODS else fg.CFG(2.0)
+    model = model_of(dit().cuda())
+    eager, captured = (fg.Sampler(model, guidance, steps=4, graph=graph) for graph in (False, True))
+    for labels, seeds in (([0, 1], [3, 4]), ([2, 2], [7, 1])):
+        assert torch.equal(captured(labels, seeds), eager(labels, seeds))
+    assert (captured.stats().captures, captured.stats().replays) == (1, 2)
+
+
 def test_non_finite_values_are_reported():
     model = exact.two_classes(fg.Flow())
 
