@@ -63,17 +63,18 @@ struct Vectors {
   typedef uint16_t Half __attribute__((vector_size(WIDTH * sizeof(uint16_t))));
 };
 
-template <typename Vector>
-FASTGUIDE_INLINE void read(Vector& vector, const void* from) {
+// Elements of a stream that come so much later are asked for early: there are too many streams for
+// the processor to see them all.
+template <typename Vector, typename T>
+FASTGUIDE_INLINE void read(Vector& vector, const T* from) {
+  __builtin_prefetch(from + kRun);
   std::memcpy(&vector, from, sizeof vector);
 }
 
 template <int64_t WIDTH>
 FASTGUIDE_INLINE void load(typename Vectors<WIDTH>::Float& out, const Stream& stream, int64_t i) {
   using Bits = typename Vectors<WIDTH>::Bits;
-  if (stream.type == Type::kFloat) {
-    return read(out, static_cast<const float*>(stream.data) + i);
-  }
+  if (stream.type == Type::kFloat) return read(out, static_cast<const float*>(stream.data) + i);
   typename Vectors<WIDTH>::Half half;
   read(half, static_cast<const uint16_t*>(stream.data) + i);
   Bits bits = __builtin_convertvector(half, Bits);
@@ -81,12 +82,12 @@ FASTGUIDE_INLINE void load(typename Vectors<WIDTH>::Float& out, const Stream& st
     bits <<= 16;
   } else {  // from_half of dtype.h
     const Bits magnitude = (bits & 0x7FFFu) << 13, sign = (bits & 0x8000u) << 16;
-    read(out, &magnitude);
+    std::memcpy(&out, &magnitude, sizeof out);
     out *= 0x1p112f;
-    read(bits, &out);
+    std::memcpy(&bits, &out, sizeof bits);
     bits = (magnitude >= 0x0F800000u ? magnitude | 0x7F800000u : bits) | sign;
   }
-  read(out, &bits);
+  std::memcpy(&out, &bits, sizeof out);
 }
 
 // totals[entry][lane] += `count` elements, a multiple of kLanes, of each of N vectors.
@@ -111,9 +112,12 @@ FASTGUIDE_INLINE void add_products(double* totals, const Streams s,
       for (int64_t k = 1; k < N - 1; ++k) {
         load<WIDTH>(v[k + 1], s.branches[k], i);
         if (!(s.deltas >> k & 1)) v[k + 1] = v[0] - v[k + 1];
-        if (s.factored >> k & 1) {
-          read(factor, s.factor + i);
-          v[k + 1] *= factor;
+      }
+      if (s.factored) {
+        read(factor, s.factor + i);
+#pragma GCC unroll 16
+        for (int64_t k = 1; k < N - 1; ++k) {
+          if (s.factored >> k & 1) v[k + 1] *= factor;
         }
       }
       int64_t entry = 0;
@@ -127,7 +131,7 @@ FASTGUIDE_INLINE void add_products(double* totals, const Streams s,
 #pragma GCC unroll 64
     for (int64_t entry = 0; entry < kEntries; ++entry) {
       Double total;
-      read(total, totals + entry * kLanes);
+      std::memcpy(&total, totals + entry * kLanes, sizeof total);
       total += __builtin_convertvector(sums[entry], Double);
       std::memcpy(totals + entry * kLanes, &total, sizeof total);
     }
