@@ -361,6 +361,9 @@ class Sampler:
     def _bind(self, cond: Any, negative: Any, batch: int) -> Conditions:
         """What all networks take as `cond`."""
         own = bind(self.model, self._conditions, cond, negative, batch, self.device)
+        prepare = getattr(self.net, "prepare", None)  # what depends on the condition alone, once
+        if prepare is not None and "random" not in self._conditions:
+            own = {name: value if value is None else prepare(value) for name, value in own.items()}
         fixed: dict[Other | None, Any] = {None: own}
         for other in self._others:
             fixed[other] = bind_other(other.model, self.model, cond, batch, self.device)

@@ -203,3 +203,40 @@ def test_skipped_layers(family, layer):
     pipe.__dict__[name] = net
     got = result(fg.accelerate(pipe, fg.SLG(2.0, layers=layer))(**call()))
     check(got, want)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux", "pixart", "sana", "dit"])
+def test_projections_and_gradients(family):
+    """What needs inner products of predictions, or the network's derivative, works in pipelines."""
+    make, call, _ = PIPES[family]
+    pipe = make()
+    plain = result(fg.accelerate(pipe, fg.CFG(2.0))(**call()))
+    for method in (fg.APG(fg.CFG(2.0), momentum=-0.5), fg.REG(fg.CFG(2.0))):
+        got = result(fg.accelerate(pipe, method)(**call()))
+        assert bool(torch.isfinite(got).all()), method
+        assert (got - plain).abs().max() > 1e-4 * plain.abs().max(), method
+
+
+def test_a_projection_by_hand():
+    """APG without momentum or radius: CFG less its part along the positive."""
+    make, call, knob = PIPES["sd"]
+    pipe = make()
+    scale = 4.0
+
+    class Orthogonal(Guided):
+        def forward(self, *args, **kwargs):
+            negative, positive = self.net(*args, **kwargs)[0].chunk(2)
+            x = args[0].chunk(2)[1]
+            square = pipe.scheduler.alphas_cumprod[int(args[1])]
+            clean = (x - (1 - square).sqrt() * positive) / square.sqrt()
+            delta = positive - negative
+            along = (delta * clean).sum((1, 2, 3), keepdim=True)
+            along = along / clean.square().sum((1, 2, 3), keepdim=True) * clean
+            guided = positive + (scale - 1) * (delta - along)
+            return (torch.cat([guided, guided]),)
+
+    net = pipe.unet
+    pipe.__dict__["unet"] = Orthogonal(net, None, 0.0)
+    want = result(pipe(**call(**{knob: 5.0})))
+    pipe.__dict__["unet"] = net
+    check(result(fg.accelerate(pipe, fg.APG(fg.CFG(scale)))(**call())), want)

@@ -412,6 +412,11 @@ def test_text_is_projected_once():
     layers = sum(name.endswith("attn2") for name, _ in pipe.unet.named_modules())
     fg.accelerate(pipe, fg.CFG(4.0))(**sd_call(num_inference_steps=5))
     assert len(calls) == 2 * layers
+    calls.clear()
+    model = fg.from_diffusers(pipe.unet, pipe.scheduler)
+    text = rand(B, 7, 24, seed=1)
+    fg.sample(model, text, fg.CFG(4.0), steps=5, seeds=range(B), negative=-text)
+    assert len(calls) == 2 * 2 * layers
 
 
 def test_rows_that_are_off_are_not_run():

@@ -149,7 +149,8 @@ class Run:
         pattern = self._evaluate.pattern(row)
         assert pattern is not None
         assert row.at is not None
-        state = x.float() / self.meaning.prediction.input_scale(row.at)
+        scale, state = self.meaning.prediction.input_scale(row.at), x.float()
+        state = state if scale == 1.0 else state / scale
         self._combined = self._evaluate(self.row, pattern, x.to(self._evaluate.dtype), state)
 
     def start(self, device: torch.device, timestep: Any = None) -> Plan:
