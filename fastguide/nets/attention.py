@@ -195,7 +195,10 @@ def shuffled(tokens: Tensor, layer: str, routing: Routing) -> Tensor:
     return routing.changed(tokens, layer, Shuffled, permuted)
 
 
-@torch.compiler.assume_constant_result
 def _stream(layer: str) -> int:
     """Which of a sample's random numbers the layer draws."""
     return zlib.crc32(layer.encode())
+
+
+# what torch.compiler.assume_constant_result does, which would import the whole compiler here
+_stream._dynamo_marked_constant = True  # type: ignore[attr-defined]
