@@ -333,3 +333,28 @@ def test_shapes_that_do_not_fit_are_named():
         net.check_shape((3, 8, 8))
     with pytest.raises(ValueError, match="should be multiples of 2, for 2 levels"):
         net.check_shape((1, 8, 9))
+
+
+@pytest.mark.parametrize("silu", [True, False])
+def test_the_gradient_of_the_norm_in_closed_form(silu):
+    norm = GroupNorm(24, 6, silu)
+    torch.nn.init.normal_(norm.weight, 1.0, 0.3)
+    torch.nn.init.normal_(norm.bias)
+    h = torch.randn(3, 24, 5, 7).mul(2).add(1).to(memory_format=torch.channels_last)
+    inputs = [h, torch.randn(3, 24), torch.randn(3, 24)]
+    given = [x.clone().requires_grad_() for x in inputs] + [norm.weight, norm.bias]
+    exact = [x.detach().double().requires_grad_() for x in given]
+    outward = torch.randn(3, 24, 5, 7)
+    x, scale, shift, weight, bias = exact
+    want = torch.nn.functional.group_norm(x, 6, weight, bias, 1e-5)
+    want = want * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    want = torch.nn.functional.silu(want) if silu else want
+    got = norm(*given[:3])
+    found = torch.autograd.grad((got * outward).sum(), given)
+    expected = torch.autograd.grad((want * outward).sum(), exact)
+    for one, other in zip((got, *found), (want, *expected), strict=True):
+        torch.testing.assert_close(
+            one.double(), other, rtol=1e-4, atol=1e-5 * float(other.abs().max())
+        )
+    with torch.no_grad():
+        assert torch.equal(norm(*inputs), got)

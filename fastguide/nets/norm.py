@@ -7,6 +7,8 @@ scale, shift and SiLU, it takes 3.6 times as long in fp32 and 16 times in bf16.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,20 +31,68 @@ class GroupNorm(nn.Module):
     ) -> Tensor:
         """Of `h` `[rows, C, H, W]` with `scale` and `shift` `[rows, C]`."""
         tokens = to_tokens(h)
-        mean = tokens.mean(1, dtype=torch.float32)  # of each channel [rows, C]
-        centred = tokens - mean.unsqueeze(1)
-        variance = (centred * centred).mean(1)
-        means, variances = (v.unflatten(1, (self.groups, -1)) for v in (mean, variance))
-        offset = means - means.mean(2, keepdim=True)
-        variances = (variances + offset.square()).mean(2, keepdim=True)  # of each group
-        inverse = (variances + self.eps).rsqrt()
-        gain = self.weight.float() * inverse.expand_as(offset).flatten(1)
-        bias = self.bias.float() + gain * offset.flatten(1)
+        gamma, beta = self.weight.float().expand(h.shape[0], -1), self.bias.float()
         if scale is not None and shift is not None:
-            gain, bias = gain * (1 + scale.float()), bias * (1 + scale.float()) + shift.float()
-        out = torch.addcmul(bias.unsqueeze(1), centred, gain.unsqueeze(1))
-        out = F.silu(out, inplace=True) if self.silu else out
+            more = 1 + scale.float()
+            gamma, beta = gamma * more, beta * more + shift.float()
+        beta = beta.expand(h.shape[0], -1)
+        if torch.is_grad_enabled():
+            out = _Normalise.apply(tokens, gamma, beta, self.groups, self.eps)
+        else:
+            out = _normalised(tokens, gamma, beta, self.groups, self.eps)[0]
+        out = F.silu(out, inplace=not torch.is_grad_enabled()) if self.silu else out
         return to_pixels(out.to(h.dtype), h.shape[2:])
+
+
+def _normalised(
+    tokens: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float
+) -> tuple[Tensor, ...]:
+    """`gamma (x - mean) inverse + beta` fp32 `[rows, N, C]`; also the tokens less the mean of their
+    channel, and `[rows, C]` what that mean is above the group's, and the group's inverse.
+    """
+    mean = tokens.mean(1, dtype=torch.float32)  # of each channel [rows, C]
+    centred = tokens - mean.unsqueeze(1)
+    variance = (centred * centred).mean(1)
+    means, variances = (v.unflatten(1, (groups, -1)) for v in (mean, variance))
+    offset = means - means.mean(2, keepdim=True)
+    variances = (variances + offset.square()).mean(2, keepdim=True)  # of each group
+    inverse = (variances + eps).rsqrt().expand_as(offset).flatten(1)
+    gain, offset = gamma * inverse, offset.flatten(1)
+    out = torch.addcmul((beta + gain * offset).unsqueeze(1), centred, gain.unsqueeze(1))
+    return out, centred, offset, inverse
+
+
+class _Normalise(torch.autograd.Function):
+    """`_normalised` with its gradient in closed form: two sums over the tokens, one weighted sum of
+    two maps. As written, autograd would keep and read three times as many.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, tokens: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float
+    ) -> Tensor:
+        out, centred, offset, inverse = _normalised(tokens, gamma, beta, groups, eps)
+        ctx.save_for_backward(centred, offset, inverse, gamma)
+        ctx.groups, ctx.dtype = groups, tokens.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (outward,) = gradients
+        centred, offset, inverse, gamma = ctx.saved_tensors
+        of_beta = outward.sum(1)
+        of_gamma = ((outward * centred).sum(1) + offset * of_beta) * inverse
+
+        def mean(per_channel: Tensor) -> Tensor:  # over the elements of each group
+            grouped = per_channel.unflatten(1, (ctx.groups, -1)).mean(2, keepdim=True)
+            return grouped.expand(-1, -1, per_channel.shape[1] // ctx.groups).flatten(1)
+
+        count = outward.shape[1]
+        along = -inverse.square() * mean(gamma * of_gamma) / count
+        constant = offset * along - inverse * mean(gamma * of_beta) / count
+        inward = torch.addcmul(constant.unsqueeze(1), centred, along.unsqueeze(1))
+        inward.addcmul_(outward, (gamma * inverse).unsqueeze(1))
+        return inward.to(ctx.dtype), of_gamma, of_beta, None, None
 
 
 def to_tokens(h: Tensor) -> Tensor:
