@@ -106,7 +106,7 @@ classifier: $(VENV)/installed
 	  --save-every 200 --compile --dtype fp16
 
 clip: $(VENV)/installed
-	$(BIN)/fastguide clip $(DATA) out/clip --like fashion --steps 1200 \
+	$(BIN)/fastguide clip $(DATA) out/clip --like fashion --steps 400 \
 	  --save-every 200 --compile --dtype fp16
 
 # their accuracy at each noise level
