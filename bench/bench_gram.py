@@ -8,8 +8,8 @@ import torch
 from fastguide import ops
 
 
-def make(branches, dtype):
-    shape = (16, 4, 128, 128)
+def make(branches, dtype, batch=16):
+    shape = (batch, 4, 128, 128)
     x, base = torch.randn(shape), torch.tensor([1.7, -1.4])
     return x, [torch.randn(shape).to(dtype) for _ in range(branches)], base
 
@@ -41,12 +41,14 @@ def test_gram(ratio, branches, dtype, request):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("branches", [2, 6])
 def test_bandwidth(ratio, branches, dtype, request):
-    """The twin reads half of the bytes that gram reads, and writes as many."""
-    x, tensors, base = make(branches, dtype)
+    """More than fits in the cache. The twin reads half of the bytes that gram reads, and writes as
+    many.
+    """
+    x, tensors, base = make(branches, dtype, 64)
     size = sum(t.numel() * t.element_size() for t in (x, *tensors))
     source = torch.ones(size // 2, dtype=torch.uint8)
     target = torch.empty_like(source)
-    name = f"gram [16, 4, 128, 128], {branches} branches, {request.node.callspec.id.split('-')[-1]}"
+    name = f"gram [64, 4, 128, 128], {branches} branches, {request.node.callspec.id.split('-')[-1]}"
     ratio(
         f"{name}, against copying as many bytes",
         lambda: ops.gram(x, tensors, base),

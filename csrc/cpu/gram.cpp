@@ -92,8 +92,7 @@ FASTGUIDE_INLINE void load(typename Vectors<WIDTH>::Float& out, const Stream& st
 
 // totals[entry][lane] += `count` elements, a multiple of kLanes, of each of N vectors.
 template <int64_t WIDTH, int64_t N>
-FASTGUIDE_INLINE void add_products(double* totals, const Streams s,
-                                                        int64_t count) {
+FASTGUIDE_INLINE void add_products(double* totals, const Streams s, int64_t count) {
   using Float = typename Vectors<WIDTH>::Float;
   using Double = typename Vectors<WIDTH>::Double;
   constexpr int64_t kEntries = entries(N);
@@ -139,8 +138,7 @@ FASTGUIDE_INLINE void add_products(double* totals, const Streams s,
 }
 
 template <int64_t WIDTH>
-FASTGUIDE_INLINE void add_any(double* totals, const Streams& s,
-                                                   int64_t branches, int64_t count) {
+FASTGUIDE_INLINE void add_any(double* totals, const Streams& s, int64_t branches, int64_t count) {
   switch (branches) {
     case 1: return add_products<WIDTH, 2>(totals, s, count);
     case 2: return add_products<WIDTH, 3>(totals, s, count);
