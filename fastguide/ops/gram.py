@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fastguide._C  # noqa: F401  (registers the schema)
-from fastguide.ops.step import _PREDICTION_DTYPES, _check_deltas, as_planes
+from fastguide.ops.step import PREDICTION_DTYPES, as_planes, check_deltas
 
 MAX_BRANCHES = 8
 
@@ -45,7 +45,7 @@ def gram(
         ValueError: a shape, dtype, device or layout is not as above.
     """
     _check(x, branches, base)
-    _check_deltas(x[None], branches, deltas, factor, factored)
+    check_deltas(x, branches, deltas, factor, factored)
     return torch.ops.fastguide.gram(
         as_planes(x, 1),
         [as_planes(branch, 1) for branch in branches],
@@ -69,7 +69,7 @@ def _check(x: Tensor, branches: Sequence[Tensor], base: Tensor) -> None:
             raise ValueError(
                 f"branches[{k}].shape is {tuple(branch.shape)}, but x is {tuple(x.shape)}"
             )
-        if branch.dtype not in _PREDICTION_DTYPES:
+        if branch.dtype not in PREDICTION_DTYPES:
             raise ValueError(
                 f"branches[{k}].dtype is {branch.dtype}, but it should be fp32, bf16 or fp16"
             )

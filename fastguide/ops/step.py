@@ -12,7 +12,7 @@ import fastguide._C  # noqa: F401  (registers the schema)
 from fastguide import table as _table
 from fastguide.table import Extra
 
-_PREDICTION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PREDICTION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def step(
@@ -64,7 +64,7 @@ def step(
     """
     _check_step(state, branches, weights, table, evaluation, first_bad, seeds, noise, net_input)
     _check_extras(state, variance, bound, extra)
-    _check_deltas(state, branches, deltas, factor, factored)
+    check_deltas(state[0], branches, deltas, factor, factored)
     everything = (1 << state.shape[0]) - 1
     torch.ops.fastguide.step(
         as_planes(state, 2),
@@ -118,7 +118,7 @@ def _check_step(
             raise ValueError(
                 f"branches[{k}].shape is {tuple(branch.shape)}, but x is {tuple(sample)}"
             )
-        if branch.dtype not in _PREDICTION_DTYPES:
+        if branch.dtype not in PREDICTION_DTYPES:
             raise ValueError(
                 f"branches[{k}].dtype is {branch.dtype}, but it should be fp32, bf16 or fp16"
             )
@@ -160,7 +160,7 @@ def _check_step(
     if net_input is not None and (
         net_input.shape[1:] != sample[1:]
         or net_input.shape[0] % sample[0]
-        or net_input.dtype not in _PREDICTION_DTYPES
+        or net_input.dtype not in PREDICTION_DTYPES
         or not net_input.is_contiguous()
     ):
         raise ValueError(
@@ -197,7 +197,7 @@ def _check_extras(
     sample = state.shape[1:]
     if variance is not None and (
         variance.shape != sample
-        or variance.dtype not in _PREDICTION_DTYPES
+        or variance.dtype not in PREDICTION_DTYPES
         or variance.device != state.device
     ):
         raise ValueError(
@@ -215,13 +215,14 @@ def _check_extras(
         raise ValueError(f"extra is {extra}, but it should be one of {[*Extra]}")
 
 
-def _check_deltas(
-    state: Tensor,
+def check_deltas(
+    x: Tensor,
     branches: Sequence[Tensor],
     deltas: int,
     factor: Tensor | None,
     factored: int,
 ) -> None:
+    """Raise ValueError unless the masks and the factor fit `x` `[B, *shape]` and its branches."""
     possible = (1 << len(branches)) - 2 if branches else 0  # all but the positive one
     for name, mask in (("deltas", deltas), ("factored", factored)):
         if mask & ~possible:
@@ -232,14 +233,14 @@ def _check_deltas(
     if bool(factored) != (factor is not None):
         raise ValueError(f"factored is {factored:#b}, but factor is {type(factor).__name__}")
     if factor is not None and (
-        factor.shape != state.shape[1:]
+        factor.shape != x.shape
         or factor.dtype != torch.float32
         or not factor.is_contiguous()
-        or factor.device != state.device
+        or factor.device != x.device
     ):
         raise ValueError(
             f"factor is {factor.dtype} of shape {tuple(factor.shape)} on {factor.device}, but it "
-            f"should be contiguous fp32 {tuple(state.shape[1:])}"
+            f"should be contiguous fp32 {tuple(x.shape)}"
         )
 
 
