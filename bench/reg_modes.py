@@ -25,6 +25,7 @@ from fastguide.checkpoint import write_atomic
 from fastguide.engine.evaluate import Evaluate
 from fastguide.engine.passes import Conditions, make_passes
 from fastguide.engine.plan import make_plan
+from fastguide.engine.predict import Predict
 from fastguide.nets import GaussianMixture
 from fastguide.reference.step import delta_of
 
@@ -48,14 +49,8 @@ def rectified(model: fg.Model, guidance: fg.Guidance, level: fg.Level, x: Tensor
     fixed: dict[Any, Any] = {"cond": labels, "negative": torch.full_like(labels, model.null)}
     if model.negative:
         fixed = {k: (v, torch.full_like(labels, model.null)) for k, v in fixed.items()}
-    evaluate = Evaluate(
-        plan,
-        passes,
-        Conditions({None: fixed}),
-        torch.arange(len(x)),
-        torch.float32,
-        model.outputs,
-    )
+    known = (Conditions({None: fixed}), torch.arange(len(x)), torch.float32, model.outputs)
+    evaluate = Evaluate(Predict(plan, passes, *known))
     copies = passes[pattern].inputs
     inputs = (model.prediction.input_scale(level) * x).repeat(copies, *[1] * (x.ndim - 1))
     found = evaluate(1, pattern, inputs, x)

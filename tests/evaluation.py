@@ -8,6 +8,7 @@ import fastguide as fg
 from fastguide.engine.evaluate import Evaluate
 from fastguide.engine.passes import Conditions, make_passes
 from fastguide.engine.plan import make_plan
+from fastguide.engine.predict import Predict
 from fastguide.solvers import ddim
 
 
@@ -22,9 +23,8 @@ def evaluated(model, guidance, level, x, cond, negative=None):
     conditions = Conditions(
         {None: {"cond": cond, "negative": null if negative is None else negative}}, target=cond
     )
-    evaluate = Evaluate(
-        plan, passes, conditions, torch.arange(len(x)), torch.float32, model.outputs
-    )
+    known = (conditions, torch.arange(len(x)), torch.float32, model.outputs)
+    evaluate = Evaluate(Predict(plan, passes, *known))
     inputs = (model.prediction.input_scale(level) * x).repeat(
         passes[pattern].inputs, *[1] * (x.ndim - 1)
     )

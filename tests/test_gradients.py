@@ -182,6 +182,18 @@ def test_the_mean_form_moves_the_mean_by_the_variance(variance):
     assert (drawn - plain).abs().max() > 1e-2
 
 
+def test_the_mean_form_beside_a_delta_that_adaptive_guidance_drops():
+    """Once a branch is gone, the gradient keeps its own weight."""
+    model = exact.two_classes(exact.PROCESSES["flow"])
+    run = {"steps": 8, "seeds": range(3), "solver": fg.ddpm}
+    ends = fg.Adaptive(fg.CFG(3.0), -1.0)
+    led = fg.ClassifierGuidance(Posterior(model), 0.7, form="mean")
+    dropped = fg.sample(model, LABELS, ends + led, **run)
+    stays = fg.CFG(1.0 + 1e-9)  # so that the pattern is never left with one branch fewer
+    kept = fg.sample(model, LABELS, ends + stays + led, **run)
+    torch.testing.assert_close(dropped, kept, rtol=1e-4, atol=1e-4)
+
+
 def test_weight_zero_is_off_and_asks_the_classifier_nothing():
     model = exact.two_classes(exact.PROCESSES["flow"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +11,8 @@ from fastguide import ops
 from fastguide.engine.filters import high_pass
 from fastguide.engine.gradient import Graph, potential_gradient
 from fastguide.engine.latch import Latch
-from fastguide.engine.passes import Conditions, Passes
 from fastguide.engine.pattern import Pattern
-from fastguide.engine.plan import Fact, Plan, Row
+from fastguide.engine.plan import Fact, Row
 from fastguide.engine.predict import Predict
 from fastguide.engine.project import Products, projected_weights
 from fastguide.guidance.base import POSITIVE, Branch
@@ -47,27 +45,19 @@ class Evaluate:
     """The evaluations of one run, in order: `evaluate(e, pattern, x, state)`.
 
     Args:
-        outputs: parts of the network's output along its channels.
+        predict: the passes of the run.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        passes: Mapping[Pattern, Passes],
-        conditions: Conditions,
-        seeds: Tensor,
-        dtype: torch.dtype,
-        outputs: int,
-    ) -> None:
-        self.plan, self.conditions, self.dtype = plan, conditions, dtype
-        self.predict = Predict(plan, passes, conditions, seeds, dtype, outputs)
+    def __init__(self, predict: Predict) -> None:
+        self.plan, self.predict = predict.plan, predict
         self.deltas: dict[Branch, Tensor] = {}  # what is held
         self.momenta: dict[Branch, Tensor] = {}
         self.memory: dict[Branch, dict[str, Tensor]] = {}
         self.latches: dict[Branch, Latch] = {}
+        plan = self.plan
         self.weights = plan.weights
         if plan.projects:
-            self.weights = plan.weights.expand(-1, seeds.shape[0], -1).contiguous()
+            self.weights = plan.weights.expand(-1, predict.seeds.shape[0], -1).contiguous()
         self.bad_gradient = torch.full_like(plan.index[0], len(plan.rows))
 
     def pattern(self, row: Row) -> Pattern | None:
@@ -94,12 +84,13 @@ class Evaluate:
         facts, row = self.plan.facts[e], self.plan.table[e]
         graph = Graph(facts, row, state.shape[1]) if pattern.graph else None
         parts = self.predict(e, pattern, x, state, graph)
+        weights = self._planned(e, pattern)
         positive = parts[POSITIVE]
         branches, deltas, factored, shift = [positive], 0, 0, None
         for k, branch in enumerate(pattern.branches[1:], 1):
             tensor, given = self._delta(e, pattern, branch, parts, x, state, graph)
             if branch.potential is not None and branch.potential.mean:
-                weight = self.plan.weights[e, :, 1 + k].view(-1, *[1] * (state.ndim - 1))
+                weight = weights[:, 1 + k].view(-1, *[1] * (state.ndim - 1))
                 shift = weight * tensor if shift is None else shift + weight * tensor
                 continue
             if branch.high_pass is not None:
@@ -120,7 +111,7 @@ class Evaluate:
         if graph is not None:
             graph.release()
         factor = self.predict.factor if factored else None
-        self._project(e, pattern, branches, deltas, factor, factored, state)
+        self._weigh(e, pattern, weights, branches, deltas, factor, factored, state)
         variance = parts.get(VARIANCE)
         return Combination(branches, self.weights, deltas, factor, factored, variance, shift)
 
@@ -158,12 +149,12 @@ class Evaluate:
     ) -> Tensor:
         """The delta that a potential makes: its gradient, in the network's prediction space."""
         facts, batch = self.plan.facts[e], state.shape[0]
-        inputs = x[:batch].to(self.dtype)
+        inputs = x[:batch].to(self.predict.dtype)
         gradient = potential_gradient(
             potential,
             inputs,
             self.plan.times[e].expand(batch),
-            self.conditions.target if potential.targets else None,
+            self.predict.conditions.target if potential.targets else None,
             state,
             prediction,
             facts,
@@ -187,31 +178,36 @@ class Evaluate:
         self.momenta[branch] = now
         return now / row[Column.OF_PREDICTION]
 
-    def _project(
+    def _planned(self, e: int, pattern: Pattern) -> Tensor:
+        """The plan's weights `[B or 1, 1 + K]` of what is left of its pattern."""
+        weights, planned = self.plan.weights[e], self.plan.rows[e].pattern
+        if pattern == planned:
+            return weights
+        assert planned is not None
+        columns = [1 + planned.branches.index(branch) for branch in pattern.branches]
+        return torch.stack([weights[:, column] for column in (0, *columns)], dim=1)
+
+    def _weigh(
         self,
         e: int,
         pattern: Pattern,
+        planned: Tensor,
         branches: list[Tensor],
         deltas: int,
         factor: Tensor | None,
         factored: int,
         state: Tensor,
     ) -> None:
-        """Write this evaluation's weights, where they depend on inner products."""
-        planned = self.plan.rows[e].pattern
-        assert planned is not None
-        known = self.plan.weights[e]
-        if pattern != planned:
-            columns = [1 + planned.branches.index(branch) for branch in pattern.branches]
-            known = torch.stack([known[:, column] for column in (0, *columns)], dim=1)
-            self.weights[e, :, : known.shape[1]] = known
+        """Write this evaluation's weights, where they are not the plan's."""
+        if pattern != self.plan.rows[e].pattern:
+            self.weights[e, :, : planned.shape[1]] = planned
         if not pattern.projects:
             return
         row = self.plan.table[e]
         base = row[Column.OF_X : Column.OF_PREDICTION + 1]
         gram = ops.gram(state, branches, base, deltas, factor, factored)
         products = Products(gram, row[Column.OF_PREDICTION], state[0].numel())
-        weights = projected_weights(pattern, products, known, self.memory)
+        weights = projected_weights(pattern, products, planned, self.memory)
         self.weights[e, :, : weights.shape[1]] = weights
         for branch, kept in self.memory.items():
             if "off" in kept:

@@ -14,6 +14,7 @@ from fastguide.engine.evaluate import Evaluate
 from fastguide.engine.passes import Conditions, Passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import Plan
+from fastguide.engine.predict import Predict
 from fastguide.engine.program import RowMode
 
 ROUNDS = 3
@@ -41,7 +42,7 @@ def measure_rows(
     state = torch.zeros((batch, *shape), device=seeds.device)
     calls: dict[RowMode, Callable[[], object]] = {}
     for mode, passes in choices.items():
-        evaluate = Evaluate(plan, passes, conditions, seeds, dtype, outputs)
+        evaluate = Evaluate(Predict(plan, passes, conditions, seeds, dtype, outputs))
         x = torch.zeros((passes[pattern].inputs * batch, *shape), device=seeds.device, dtype=dtype)
 
         calls[mode] = partial(evaluate, e, pattern, x, state)

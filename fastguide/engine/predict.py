@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,19 +135,24 @@ class Predict:
     ) -> dict[Branch, Tensor]:
         """One pass, x `[B, *shape]` or the copies that the program takes."""
         batch, net = self.seeds.shape[0], one.rows[0].net
-        if one.draws_condition:
-            assert self.conditions.drawn is not None
-            assert context.seeds is not None
-            drawn = self.conditions.drawn(context.seeds)
-            bound = bind(one.program, {**self.conditions.fixed[None], "random": drawn})
-        else:
-            bound = self.bound[one]
         if x.shape[0] != one.program.inputs * batch:
             x = x[:batch].repeat(one.program.inputs, *[1] * (x.ndim - 1))
         outputs = self.outputs if net is None else net.model.outputs
         shape = (outputs * x.shape[1], *x.shape[2:])
-        t = self.plan.times[e]
-        return run_program(one.program, x, t, bound, batch, shape, context, differentiate)
+        bound, t = self._bound(one, context), self.plan.times[e]
+        return self._execute(one.program, x, t, bound, batch, shape, context, differentiate)
+
+    def _bound(self, one: Pass, context: Context) -> list[dict[int, Any]]:
+        """The conditions of a pass, as `run_program` takes them."""
+        if not one.draws_condition:
+            return self.bound[one]
+        assert self.conditions.drawn is not None
+        assert context.seeds is not None
+        drawn = self.conditions.drawn(context.seeds)
+        return bind(one.program, {**self.conditions.fixed[None], "random": drawn})
+
+    # what runs a program: a subclass may have it compiled
+    _execute = staticmethod(run_program)
 
     def _degraded(
         self, e: int, one: Pass, source: Tensor, state: Tensor, context: Context

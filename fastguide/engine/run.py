@@ -14,6 +14,7 @@ from fastguide.engine.evaluate import EMPTY, Combination, Evaluate
 from fastguide.engine.passes import Conditions, Passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import PREVIEW, Plan, Row
+from fastguide.engine.predict import Predict
 from fastguide.process import Level
 from fastguide.table import Column, matrix
 
@@ -77,7 +78,7 @@ def run(
     copies = max(one.inputs for one in passes.values())
     buffer = torch.empty((copies * batch, *shape), device=device, dtype=dtype)
     first_bad = torch.full((batch,), len(plan.rows), dtype=torch.int32, device=device)
-    evaluate = Evaluate(plan, passes, inputs.conditions, inputs.seeds, dtype, outputs)
+    evaluate = Evaluate(Predict(plan, passes, inputs.conditions, inputs.seeds, dtype, outputs))
     given = iter(inputs.step_noise or ())
     evaluation = 0
     pattern: Pattern | None = None

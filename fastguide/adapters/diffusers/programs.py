@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastguide.engine.passes import Conditions, Pass, Passes
+from fastguide.engine.passes import Conditions, Passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import Plan
 from fastguide.engine.predict import Predict
@@ -100,32 +100,22 @@ class Stepwise(Predict):
         for one in self.bound:
             self.bound[one] = bind(one.program, conditions.fixed[one.rows[0].net])
 
-    def _run(
+    def _execute(
         self,
-        e: int,
-        one: Pass,
+        program: Program,
         x: Tensor,
+        t: Tensor,
+        conds: list[dict[int, Any]],
+        batch: int,
+        shape: tuple[int, ...],
         context: Context,
         differentiate: Callable[[Tensor, Tensor], None] | None = None,
     ) -> dict[Branch, Tensor]:
+        """`run_program`, compiled where asked."""
         if self.compiled is None:
-            return super()._run(e, one, x, context, differentiate)
-        if one.program.graph or context.move is not None:
+            return run_program(program, x, t, conds, batch, shape, context, differentiate)
+        if program.graph or context.move is not None:
             raise ValueError(
                 "compile is on, but the guidance differentiates the network, which runs uncompiled"
             )
-        batch, net = self.seeds.shape[0], one.rows[0].net
-        if x.shape[0] != one.program.inputs * batch:
-            x = x[:batch].repeat(one.program.inputs, *[1] * (x.ndim - 1))
-        outputs = self.outputs if net is None else net.model.outputs
-        shape = (outputs * x.shape[1], *x.shape[2:])
-        bound, t = self._bound(one, context), self.plan.times[e]
-        return self.compiled.run(one.program, x, t, bound, batch, shape, context)
-
-    def _bound(self, one: Pass, context: Context) -> list[dict[int, Any]]:
-        if not one.draws_condition:
-            return self.bound[one]
-        assert self.conditions.drawn is not None
-        assert context.seeds is not None
-        drawn = self.conditions.drawn(context.seeds)
-        return bind(one.program, {**self.conditions.fixed[None], "random": drawn})
+        return self.compiled.run(program, x, t, conds, batch, shape, context)

@@ -151,7 +151,9 @@ class Run:
         assert row.at is not None
         scale, state = self.meaning.prediction.input_scale(row.at), x.float()
         state = state if scale == 1.0 else state / scale
-        self._combined = self._evaluate(self.row, pattern, x.to(self._evaluate.dtype), state)
+        self._combined = self._evaluate(
+            self.row, pattern, x.to(self._evaluate.predict.dtype), state
+        )
 
     def start(self, device: torch.device, timestep: Any = None) -> Plan:
         """The plan of this run; where there is none yet, from the scheduler's begin on, which is
@@ -262,14 +264,12 @@ class Run:
         assert self.plan is not None
         if self._predict is not None and self._evaluate is not None:
             self._predict.rebind(conditions)
-            self._evaluate.conditions = conditions
             return
         drawn_by = torch.arange(self.batch, dtype=torch.int64) + self.draws.seed
         seeds = ops.as_seeds(drawn_by, self._state.device)
         known = (conditions, seeds, self._dtype(), self.net.outputs)
-        self._evaluate = Evaluate(self.plan, {}, *known)
         self._predict = Stepwise(self.plan, self._passes, *known, self._compiled)
-        self._evaluate.predict = self._predict
+        self._evaluate = Evaluate(self._predict)
 
     def _dtype(self) -> torch.dtype:
         parameter = self.model.parameter
