@@ -2,7 +2,7 @@
 # .venv; later runs reinstall only what changed.
 #   make sample | test | lint | bench | baseline | cuda-build | model | clean
 #   make quality | methods | solvers | toys | ddim-table | grids   (figures and pictures of the docs)
-#   make methods-FAMILY                       (one of perturbation autoguidance icg tsg sims every reg)
+#   make methods-FAMILY                       (one of the FAMILIES below)
 #   make classifier | clip | judges    (what classifier and CLIP guidance are led by; how good it is)
 # TORCH chooses the torch to install, PYTHON the interpreter:
 #   make test TORCH=torch==2.12.0 PYTHON=python3.12
@@ -17,7 +17,7 @@ DATA ?= /usr/share/datasets/fashion-mnist
 CLASSES := T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot
 COMPILED := $(shell find csrc -name '*.*') setup.py pyproject.toml
 
-FAMILIES := $(addprefix methods-,perturbation autoguidance icg tsg sims every reg)
+FAMILIES := $(addprefix methods-,perturbation autoguidance icg tsg sims every gradients reg)
 ONE_HEAD := --irrelevant 0 --negative 0 --no-split --compile --dtype fp16
 
 .PHONY: sample test lint bench baseline quality solvers toys ddim-table methods grids \
@@ -63,6 +63,7 @@ methods-autoguidance: out/small/model.json
 methods-icg: out/nodrop/model.json
 methods-tsg: out/eps/model.json
 methods-sims: out/sims/model.json
+methods-gradients: out/noisy-classifier/model.json out/clip/model.json
 $(FAMILIES): methods-%: $(VENV)/installed
 	$(BIN)/python bench/methods.py $* --data $(DATA)
 
@@ -101,11 +102,14 @@ model: $(VENV)/installed
 	cp out/fashion/snapshot-750/model.* bench/models/fashion-weak/
 
 # a classifier of noisy images, for fg.ClassifierGuidance, and encoders for fg.CLIPGuidance
-classifier: $(VENV)/installed
+classifier: out/noisy-classifier/model.json
+clip: out/clip/model.json
+
+out/noisy-classifier/model.json: | $(VENV)/installed
 	$(BIN)/fastguide classifier $(DATA) out/noisy-classifier --like fashion --steps 1200 \
 	  --save-every 200 --compile --dtype fp16
 
-clip: $(VENV)/installed
+out/clip/model.json: | $(VENV)/installed
 	$(BIN)/fastguide clip $(DATA) out/clip --like fashion --steps 400 \
 	  --save-every 200 --compile --dtype fp16
 

@@ -18,7 +18,7 @@ class Method:
         make: the guidance of the other models, where there are any, and a weight.
         weights: weights or scales, as the method counts.
         conditions: with the classes as conditions, without any, or both.
-        others: the folders of the other models.
+        others: the folders of the other models, or of what judges noisy images.
     """
 
     make: Callable[..., fg.Guidance]
@@ -38,6 +38,7 @@ class Family:
         in_turns: whether they take turns, batch by batch, so that their times compare; the plot
             is then of distances over times.
         front: whether the plot is of distances over the classifier's score.
+        blind: without conditions, the guidance knows the classes all the same.
     """
 
     methods: dict[str, Method] = field(default_factory=dict)
@@ -45,6 +46,7 @@ class Family:
     samples: int = 300
     in_turns: bool = False
     front: bool = False
+    blind: bool = False
 
     @property
     def conditions(self) -> tuple[bool, ...]:
@@ -65,6 +67,13 @@ SCALES = {
     "cosine": (2.0, 3.0, 5.0),
     "interval": (1.5, 2.0, 3.0),
 }
+
+
+def by_names(pair: fg.TextImage, weight: float) -> fg.Guidance:
+    """CLIP guidance to the name of each sample's class."""
+    names = pair.text(pair.class_names)
+    return fg.CLIPGuidance(pair.image, names.__getitem__, weight, pair.logit_scale)
+
 
 FAMILIES = {
     "perturbation": Family(
@@ -119,6 +128,15 @@ FAMILIES = {
             for k in (1, 2, 3, 4)
         },
         in_turns=True,
+    ),
+    "gradients": Family(
+        {
+            "classifier": Method(
+                fg.ClassifierGuidance, (1.0, 2.0, 4.0), BOTH, ("out/noisy-classifier",)
+            ),
+            "CLIP": Method(by_names, (1.0, 3.0, 10.0), BOTH, ("out/clip",)),
+        },
+        blind=True,
     ),
     "reg": Family(
         {

@@ -39,7 +39,7 @@ def points(family: Family) -> dict[Point, Method | None]:
 
 
 def guidance_of(
-    method: Method | None, weight: float, others: dict[str, fg.Model]
+    method: Method | None, weight: float, others: dict[str, study.Other]
 ) -> fg.Guidance | None:
     """What a method is at a weight."""
     if method is None:
@@ -53,14 +53,18 @@ def measure(
     guidances: dict[Point, fg.Guidance | None],
     samples: int,
     batch: int,
+    blind: bool = False,
 ) -> list[dict[str, Any]]:
     """The rows of points that are all with, or all without, conditions; they take turns."""
+    conditional = all(point[2] for point in guidances)
+    if blind and not conditional:
+        model = study.blinded(model)
     samplers = [fg.Sampler(model, guidance, steps=STEPS) for guidance in guidances.values()]
     names = ", ".join(name for name, _, _ in guidances)
-    labels = judge.labels(samples) if all(point[2] for point in guidances) else None
+    labels = judge.labels(samples) if conditional or blind else None
     drawn = study.draw(samplers, samples, labels, names, batch=batch)
     rows = []
-    for (name, weight, conditional), sampler, (pixels, seconds) in zip(
+    for (name, weight, _), sampler, (pixels, seconds) in zip(
         guidances, samplers, drawn, strict=True
     ):
         figures = judge.figures(pixels)
@@ -71,7 +75,7 @@ def measure(
                 "conditional": conditional,
                 "frechet": figures["frechet"],
                 "frechet_error": figures["frechet_error"],
-                "accuracy": figures["accuracy"] if conditional else None,
+                "accuracy": None if labels is None else figures["accuracy"],
                 "score": figures["score"],
                 "net_rows": sampler.plan.net_rows,
                 "seconds_per_sample": seconds,
@@ -105,7 +109,7 @@ def main(
     samples = samples or chosen.samples
     model = study.load_model(chosen.model, dtype)
     others = {
-        name: study.load_model(name, dtype)
+        name: study.load_other(name, dtype)
         for method in chosen.methods.values()
         for name in method.others
     }
@@ -137,7 +141,7 @@ def main(
     for group in groups:
         guidances = {p: guidance_of(wanted[p], p[1], others) for p in group}
         batch = TURN if chosen.in_turns else study.BATCH
-        rows += measure(model, judge, guidances, samples, batch)
+        rows += measure(model, judge, guidances, samples, batch, chosen.blind)
         study.keep(path, results)
     plot(results, chosen, path.with_suffix(".png"))
     show(results)

@@ -21,7 +21,7 @@ def plot(results: dict[str, Any], family: Family, path: Path) -> None:
         plot_front(results, family, path)
         return
     wanted = [(c, "frechet") for c in family.conditions]
-    wanted += [(True, "accuracy")] * (True in family.conditions)
+    wanted += [(c, "accuracy") for c in family.conditions if c or family.blind]
     figure, axes = panels(len(wanted), (4.0 * len(wanted) + 1.0, 4.0))
     for axis, (conditional, of) in zip(axes, wanted, strict=True):
         here = [row for row in results["rows"] if row["conditional"] == conditional]

@@ -8,7 +8,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from classifier import Classifier, FrechetTo
 from torch import Tensor
 
 import fastguide as fg
-from fastguide.checkpoint import write_atomic
+from fastguide.assets import bundled
+from fastguide.checkpoint import read_description, write_atomic
 from fastguide.images import to_pixels
 from fastguide.training.data import Images, load_images
 
@@ -37,7 +38,34 @@ def load_model(name: str, dtype: str) -> fg.Model:
     return fg.load(name, dtype=DTYPES[dtype])
 
 
-def digest(model: fg.Model) -> str:
+Other = fg.Model | fg.Classifier | fg.TextImage
+
+
+def load_other(name: str, dtype: str) -> Other:
+    """What a guidance needs beside the model: another one, or what judges noisy images, in fp32."""
+    if name in bundled():
+        return load_model(name, dtype)
+    net = read_description(Path(name))["net"]["name"]
+    loaders = {"Encoder": fg.load_classifier, "TextImageNet": fg.load_text_image}
+    return loaders[net](name) if net in loaders else load_model(name, dtype)
+
+
+class _Blind(torch.nn.Module):
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        return self.net(x, t, None)
+
+
+def blinded(model: fg.Model) -> fg.Model:
+    """The model, never told a condition."""
+    assert isinstance(model.net, torch.nn.Module)
+    return replace(model, net=_Blind(model.net), null=None, negative=False)
+
+
+def digest(model: Other) -> str:
     """SHA-256 of a model's weights."""
     assert isinstance(model.net, torch.nn.Module)
     return classifier.digest(model.net)

@@ -121,6 +121,11 @@ def test_guidance_by_them_finds_the_class(trained, kind):
         pair = fg.load_text_image(trained[kind][0])
         texts = pair.text([NAMES[i % 3] for i in range(30)])
         guidance = fg.CLIPGuidance(pair.image, texts, 3.0, logit_scale=pair.logit_scale)
+        names = pair.text(NAMES)
+        by_label = fg.CLIPGuidance(pair.image, names.__getitem__, 3.0, pair.logit_scale)
+        run = {"steps": 3, "seeds": range(30)}
+        told = fg.sample(model, torch.arange(30) % 3, by_label, **run)
+        torch.testing.assert_close(told, fg.sample(model, None, guidance, **run))
     shares = []
     for how in (None, guidance):
         x = fg.sample(model, guidance=how, steps=20, seeds=range(30)).double()

@@ -89,7 +89,8 @@ class CLIPGuidance(Guidance):
     Args:
         image_encoder: `image_encoder(x, t) -> [B, D]`, one for noisy images: x and t as the network
             gets them (`fastguide clip` trains one).
-        text_embedding: `[D]` for all samples, or `[B, D]`.
+        text_embedding: `[D]` for all samples, `[B, D]`, or a function that gives `[B, D]` for the
+            labels of the call's `cond`, int64 `[B]`.
         weight: 0 is off. Published: 3.
         logit_scale: the encoders' own; 100 for OpenAI's.
         of: "denoised" gives the encoder the denoised image instead, for an encoder of clean images,
@@ -97,7 +98,7 @@ class CLIPGuidance(Guidance):
     """
 
     image_encoder: Callable[[Tensor, Tensor], Tensor]
-    text_embedding: Tensor
+    text_embedding: Tensor | Callable[[Tensor], Tensor]
     weight: Amount
     logit_scale: float = 100.0
     of: Of = "x"
@@ -106,20 +107,23 @@ class CLIPGuidance(Guidance):
 
     def __post_init__(self) -> None:
         _callable("image_encoder", self.image_encoder)
-        text = self.text_embedding
-        if not isinstance(text, Tensor) or text.ndim not in (1, 2) or not text.is_floating_point():
-            found = f"{text.dtype} {tuple(text.shape)}" if isinstance(text, Tensor) else repr(text)
-            raise ValueError(f"text_embedding is {found}, but it should be floats [D] or [B, D]")
+        if not callable(self.text_embedding):
+            _check_text(self.text_embedding)
         _check_of(self.of)
         super().__post_init__()
 
     def terms(self) -> tuple[Term, ...]:
         key = hash((id(self.image_encoder), id(self.text_embedding), self.logit_scale))
-        return (_term(Potential(key, self._similarity, "image_encoder", self.of), self),)
+        by_label = callable(self.text_embedding)
+        potential = Potential(key, self._similarity, "image_encoder", self.of, by_label)
+        return (_term(potential, self),)
 
     def _similarity(self, x: Tensor, t: Tensor, target: Any) -> Tensor:
-        image = self.image_encoder(x, t)
-        text = self.text_embedding.detach().to(x.device, torch.float32)
+        image, text = self.image_encoder(x, t), self.text_embedding
+        if not isinstance(text, Tensor):
+            text = text(target)
+            _check_text(text)
+        text = text.detach().to(x.device, torch.float32)
         wanted = (len(x), text.shape[-1])
         if not isinstance(image, Tensor) or tuple(image.shape) != wanted:
             raise ValueError(
@@ -169,6 +173,12 @@ class EnergyGuidance(Guidance):
 def _form(value: object) -> str:
     """The shape of a tensor, or what it is instead."""
     return str(tuple(value.shape)) if isinstance(value, Tensor) else repr(value)
+
+
+def _check_text(text: object) -> None:
+    if not isinstance(text, Tensor) or text.ndim not in (1, 2) or not text.is_floating_point():
+        found = f"{text.dtype} {tuple(text.shape)}" if isinstance(text, Tensor) else repr(text)
+        raise ValueError(f"text_embedding is {found}, but it should be floats [D] or [B, D]")
 
 
 def _check_of(of: str) -> None:
