@@ -13,7 +13,7 @@ from fastguide.cli.progress import training
 
 if TYPE_CHECKING:
     from fastguide.process import EDM, VP, Flow, Prediction
-    from fastguide.training import Images
+    from fastguide.training import Images, LoopConfig
 
 Data = Annotated[Path, typer.Argument(help="folder with IDX files, or a subfolder per class")]
 Out = Annotated[Path, typer.Argument(help="folder for the result; an interrupted run goes on")]
@@ -66,7 +66,7 @@ def classifier(
 ) -> None:
     """Train a classifier of noisy images, for `fg.load_classifier`."""
     from fastguide.nets import Encoder
-    from fastguide.training import LoopConfig, train_classifier
+    from fastguide.training import train_classifier
 
     stored = dtype_of(dtype, STORED)
     noise = _noise(context, data, names, like, prediction, betas)
@@ -74,17 +74,16 @@ def classifier(
         len(noise.images.class_names),
         **_tower(noise, width, multipliers, res_blocks, attention, head_channels, groups),
     )
-    config = LoopConfig(
-        steps=steps,
+    config = _loop(
+        steps,
+        snapshot,
         batch=batch,
         rate=rate,
-        warmup=min(200, steps),
         ema=ema,
         seed=seed,
         autocast=autocast,
         compile=compile,
         save_every=save_every,
-        snapshots=tuple(snapshot or ()),
     )
     with training(steps) as report:
         train_classifier(
@@ -126,7 +125,7 @@ def clip(
     `fg.load_text_image`.
     """
     from fastguide.nets import TextImageNet
-    from fastguide.training import LoopConfig, train_text_image
+    from fastguide.training import train_text_image
 
     stored = dtype_of(dtype, STORED)
     noise = _noise(context, data, names, like, prediction, betas)
@@ -138,22 +137,27 @@ def clip(
         text_heads=text_heads,
         text_length=text_length,
     )
-    config = LoopConfig(
-        steps=steps,
+    config = _loop(
+        steps,
+        snapshot,
         batch=batch,
         rate=rate,
-        warmup=min(200, steps),
         ema=ema,
         seed=seed,
         autocast=autocast,
         compile=compile,
         save_every=save_every,
-        snapshots=tuple(snapshot or ()),
     )
     with training(steps) as report:
         train_text_image(
             net, noise.images, noise.process, noise.prediction, config, out, report, stored
         )
+
+
+def _loop(steps: int, snapshot: list[int] | None, **rest: Any) -> LoopConfig:
+    from fastguide.training import LoopConfig
+
+    return LoopConfig(steps=steps, warmup=min(200, steps), snapshots=tuple(snapshot or ()), **rest)
 
 
 @dataclass(frozen=True)

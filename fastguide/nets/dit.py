@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastguide.nets.attention import SelfAttention, shuffled
+from fastguide.nets.draw import draw_weights
 from fastguide.nets.embedding import position_embedding, time_embedding
 from fastguide.nets.linear import joined
 from fastguide.nets.timed import timed
@@ -104,12 +105,7 @@ class DiT(nn.Module):
 
     def initialise(self) -> None:
         """Draw new weights from torch's default generator."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+        draw_weights(self)
         nn.init.zeros_(self.out.weight)
         if self.second_out is not None:
             nn.init.zeros_(self.second_out.weight)

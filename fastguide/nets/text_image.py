@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastguide.nets.draw import draw_weights
 from fastguide.nets.encoder import Encoder
 from fastguide.nets.linear import Joined
 
@@ -118,14 +119,7 @@ class TextTower(nn.Module):
 
     def initialise(self) -> None:
         """Draw new weights from torch's default generator."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
+        draw_weights(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embed `tokens`."""

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from fastguide.nets.draw import draw_weights
 from fastguide.nets.embedding import time_embedding
-from fastguide.nets.norm import GroupNorm
 from fastguide.nets.unet_blocks import PixelAttention, Residual, UNetState
 
 
@@ -77,15 +77,7 @@ def initialise(net: nn.Module) -> None:
     """Draw new weights from torch's default generator; blocks start as the identity, or as their
     resampling.
     """
-    for module in net.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.get_parameter("bias"))
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-        elif isinstance(module, GroupNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
+    draw_weights(net)
     for module in net.modules():
         if isinstance(module, Residual):
             nn.init.zeros_(module.conv_out.weight)
