@@ -379,7 +379,15 @@ def main(arguments: list[str] | None = None) -> int:
         warm(names, device, deadline)
         return 0
     report = Report(given.out, {"device": tuning.device_name(device)})
-    fine = tune(names, device, given.tuned, report, deadline, tiny=given.tiny, count=1 if given.tiny else ROUNDS)
+    fine = tune(
+        names,
+        device,
+        given.tuned,
+        report,
+        deadline,
+        tiny=given.tiny,
+        count=1 if given.tiny else ROUNDS,
+    )
     report.content["tuned"] = json.loads(given.tuned.read_text()) if given.tuned.exists() else {}
     report.save()
     return 0 if fine else 1

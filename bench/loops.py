@@ -1,0 +1,414 @@
+"""Whole sampling runs of fastguide beside what else there is, on networks of published sizes.
+
+    python bench/loops.py [--out FILE] [--seconds 150] [--resume] [--device cpu --tiny]
+    python bench/loops.py --warm          compile what needs it, so that a later run need not
+
+| way | what it is |
+|---|---|
+| eager, graph | `fastguide.Sampler`, without and with graph=True |
+| graph, compiled | the same over `torch.compile(net)` |
+| forwards | the network's forwards alone, replayed from a graph |
+| plain | `plain_loops.py` |
+| reduce-overhead | that, with `torch.compile(net, mode="reduce-overhead")` |
+| diffusers | its own pipeline, where it is installed and has the method |
+
+In every round each way has its turn. All start from the same noise, and results are compared first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+import plain_loops as plain
+from networks import NETWORKS, TINY, Network, build, conditions, model_of, null_of
+from op_cases import difference
+from peers import DiffusersPeer, why_no_diffusers
+from record import Deadline, Job, Report, Skipped, target
+from timing import in_turns, summary
+
+import fastguide as fg
+
+SCALE, WEIGHT = 4.0, 3.0
+RATE = 3e14  # operations a second, for estimates of the time
+AGREE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # of the results, after all steps
+COMPILED = {("DiT-S/2", 1), ("DiT-S/2", 8), ("DiT-XL/2", 1), ("DiT-XL/2", 8)}  # with CFG
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as fastguide and as a plain loop have it.
+
+    Args:
+        rows: network rows of one sample, for estimates; a backward pass counts as one.
+        clean: rows of one sample where all are clean: "forwards" runs so many.
+    """
+
+    guidance: Callable[[], fg.Guidance]
+    plain: Callable[..., plain.Guided]
+    rows: float
+    clean: int | None = None
+    heads: int = 1
+    how: str | None = None
+
+
+METHODS = {
+    "CFG": Method(lambda: fg.CFG(SCALE), partial(plain.cfg, scale=SCALE), 2, 2),
+    "superconditioning": Method(
+        lambda: fg.Superconditioning(SCALE),
+        partial(plain.superconditioning, scale=SCALE),
+        1,
+        1,
+        heads=2,
+    ),
+    "CFG and PAG": Method(
+        lambda: fg.CFG(SCALE) + fg.PAG(WEIGHT),
+        partial(plain.perturbed, scale=SCALE, weight=WEIGHT),
+        3,
+        how="pag",
+    ),
+    "CFG and SEG": Method(
+        lambda: fg.CFG(SCALE) + fg.SEG(WEIGHT),
+        partial(plain.perturbed, scale=SCALE, weight=WEIGHT),
+        3,
+        how="seg",
+    ),
+    "REG": Method(lambda: fg.REG(fg.CFG(SCALE)), partial(plain.reg, scale=SCALE), 4),
+}
+
+
+@dataclass
+class Setting:
+    """A network, a batch and a method, and the ways to run them.
+
+    Args:
+        ways: by name; each gives the samples.
+        missing: the ways that cannot run, and why.
+    """
+
+    network: Network
+    net: Any
+    batch: int
+    method: Method
+    steps: int
+    device: torch.device
+    dtype: torch.dtype
+    ways: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        self.cond, self.null = conditions(self.network, self.batch, self.device, self.dtype)
+        self.seeds = torch.arange(self.batch, device=self.device)
+        self.noise = torch.randn(self.batch, *self.network.shape, device=self.device)
+        self.levels = list(fg.make_levels(fg.VP(self.network.betas), self.steps).steps())
+
+    def sampler(self, net: Any, **options: Any) -> Callable[[], Tensor]:
+        """fastguide's run."""
+        model = model_of(self.network, net, self.null, self.method.heads)
+        guidance = self.method.guidance()
+        sampler = fg.Sampler(model, guidance, steps=self.steps, dtype=self.dtype, **options)
+        return lambda: sampler(self.cond, self.seeds, noise=self.noise)
+
+    def loop(self, net: Any, begin: Callable[[], object] = lambda: None) -> Callable[[], Tensor]:
+        """The plain loop; `begin` is called before every evaluation."""
+        null = null_of(self.null, self.batch, self.device)
+        guided = self.method.plain(net, self.dtype, self.cond, null)
+
+        def evaluation(x: Tensor, now: Any) -> Tensor:
+            begin()
+            return guided(x, now)
+
+        @torch.no_grad()
+        def run() -> Tensor:
+            return plain.ddim(self.noise, self.levels, evaluation)
+
+        return run
+
+    def forwards(self) -> Callable[[], Tensor]:
+        """As many forwards of clean rows as a run has, each a replay of one graph."""
+        if self.method.clean is None:
+            raise Skipped("some of its rows are not clean")
+        if self.device.type != "cuda":
+            raise Skipped("needs a GPU")
+        rows = self.method.clean * self.batch
+        x = self.noise.to(self.dtype).repeat(self.method.clean, 1, 1, 1)
+        t = torch.full((rows,), self.levels[0][0].t, device=self.device)
+        null = null_of(self.null, self.batch, self.device)
+        cond = plain.together(self.cond, null) if self.method.clean == 2 else self.cond
+        with torch.no_grad():
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self.net(x, t, cond)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = self.net(x, t, cond)
+
+        def run() -> Tensor:
+            for _ in range(self.steps):
+                graph.replay()
+            return out
+
+        return run
+
+
+def plain_net(setting: Setting) -> Any:
+    """The network as the plain loop runs it."""
+    how = setting.method.how
+    return setting.net if how is None else plain.with_last_third(setting.net, how)
+
+
+def prepare(setting: Setting, compiled: bool, name: str, method: str) -> None:
+    """Fill in the ways that can run here."""
+
+    def offer(way: str, make: Callable[[], Callable[[], Tensor]]) -> None:
+        try:
+            call = make()
+            call()  # compiles, captures
+            call()
+        except Skipped as reason:
+            setting.missing[way] = str(reason)
+        except torch.OutOfMemoryError as error:
+            setting.missing[way] = f"out of memory: {error}"
+            torch.cuda.empty_cache()
+        else:
+            setting.ways[way] = call
+
+    def on_gpu(make: Callable[[], Callable[[], Tensor]]) -> Callable[[], Callable[[], Tensor]]:
+        def made() -> Callable[[], Tensor]:
+            if setting.device.type != "cuda":
+                raise Skipped("needs a GPU")
+            return make()
+
+        return made
+
+    begin = torch.compiler.cudagraph_mark_step_begin
+    net = setting.net
+    offer("plain", lambda: setting.loop(plain_net(setting)))
+    offer("eager", lambda: setting.sampler(net))
+    offer("graph", on_gpu(lambda: setting.sampler(net, graph=True)))
+    offer("forwards", setting.forwards)
+    if compiled:
+        torch._dynamo.reset()
+        fast = partial(torch.compile, dynamic=False)
+        offer(
+            "reduce-overhead",
+            on_gpu(lambda: setting.loop(fast(net, mode="reduce-overhead"), begin)),
+        )
+        offer("graph, compiled", on_gpu(lambda: setting.sampler(fast(net), graph=True)))
+    else:
+        setting.missing["reduce-overhead"] = (
+            "only CFG on DiT is compiled: compilation takes minutes"
+        )
+    reason = why_no_diffusers(name, method)
+    if reason is None:
+        offer("diffusers", lambda: DiffusersPeer(name, method, setting).run)
+    else:
+        setting.missing["diffusers"] = reason
+
+
+def rounds_for(seconds: float) -> int:
+    """Many where a round is short: about 2 s in all, 3 to 15."""
+    return max(3, min(15, round(2.0 / max(seconds, 1e-6))))
+
+
+def measure(setting: Setting, compiled: bool, name: str, method: str) -> dict[str, Any]:
+    """The row of one setting.
+
+    Raises:
+        AssertionError: results differ.
+    """
+    prepare(setting, compiled, name, method)
+    want = setting.ways["plain"]()
+    errors = {
+        way: difference(call(), want)
+        for way, call in setting.ways.items()
+        if way not in ("plain", "forwards", "diffusers")
+    }
+    limit = AGREE[setting.dtype]
+    wrong = {way: error for way, error in errors.items() if not error <= limit}
+    if wrong:
+        raise AssertionError(f"results differ from the plain loop's by {wrong}, more than {limit}")
+    once = in_turns(setting.ways, setting.device, 1)
+    total = sum(seconds[0] for seconds in once.values())
+    found = in_turns(setting.ways, setting.device, rounds_for(total))
+    timings = {way: summary(seconds) for way, seconds in found.items()}
+    row: dict[str, Any] = {
+        "network": name,
+        "batch": setting.batch,
+        "method": method,
+        "steps": setting.steps,
+        "dtype": str(setting.dtype).removeprefix("torch."),
+        "seconds": {way: timing.seconds for way, timing in timings.items()},
+        "spread": {way: timing.spread for way, timing in timings.items()},
+        "rounds": timings["plain"].rounds,
+        "difference": errors,
+        "missing": setting.missing,
+    }
+    row["targets"] = targets(row)
+    row["line"] = ", ".join(
+        f"{way} {1e3 * timing.seconds / setting.steps:.2f}" for way, timing in timings.items()
+    )
+    row["line"] += " ms a step"
+    return row
+
+
+def targets(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is aimed at for a row, where the ways are there."""
+    seconds, found = row["seconds"], []
+    ours = [seconds[way] for way in ("graph", "graph, compiled") if way in seconds]
+    if not ours:
+        return []
+    if (row["network"], row["batch"]) == ("DiT-S/2", 1):
+        value = seconds["plain"] / seconds["graph"] if "graph" in seconds else 0.0
+        found.append(target("plain loop over graph", value, 2.0, True))
+    if "forwards" in seconds and "graph" in seconds:
+        value = seconds["graph"] / seconds["forwards"]
+        found.append(target("graph over the forwards alone", value, 1.02))
+    if "reduce-overhead" in seconds:
+        value = min(ours) / seconds["reduce-overhead"]
+        found.append(target("the faster of ours over reduce-overhead", value, 1.0))
+    return found
+
+
+def across(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Targets that compare rows: superconditioning with CFG in two passes, each at its fastest
+    among eager and graph.
+    """
+    found = {(r["network"], r["batch"], r.get("method")): r for r in rows if "seconds" in r}
+    made = []
+    for (network, batch, method), row in found.items():
+        twin = found.get((network, batch, "CFG"))
+        if method != "superconditioning" or twin is None:
+            continue
+        for way in ("eager", "graph"):
+            if way in row["seconds"] and way in twin["seconds"]:
+                value = row["seconds"][way] / row["steps"] * twin["steps"] / twin["seconds"][way]
+                name = f"superconditioning over CFG, {network}, batch {batch}, {way}"
+                made.append(target(name, value, 0.52))
+    return made
+
+
+def steps_of(network: Network, batch: int, rows: float) -> int:
+    """50, or fewer where they would take more than about a second."""
+    one = network.flops * batch * rows / RATE
+    return max(5, min(50, int(1.0 / one)))
+
+
+class Nets:
+    """The networks, one at a time."""
+
+    def __init__(self, networks: dict[str, Network], device: torch.device, dtype: torch.dtype):
+        self.networks, self.device, self.dtype = networks, device, dtype
+        self.name: str | None = None
+        self.net: Any = None
+
+    def get(self, name: str) -> Any:
+        """The network, built unless it is the last one again."""
+        if name != self.name:
+            self.net = None
+            torch._dynamo.reset()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.net, self.name = build(self.networks[name], self.device, self.dtype), name
+        return self.net
+
+
+ORDER = [  # the most telling first
+    *((name, batch, tuple(METHODS)) for name in ("DiT-S/2", "DiT-XL/2") for batch in (1, 8)),
+    *(("SDXL", batch, ("CFG", "CFG and PAG", "REG")) for batch in (1,)),
+    *(("ADM-64", batch, tuple(METHODS)) for batch in (1, 8)),
+    ("SDXL", 1, ("superconditioning", "CFG and SEG")),
+    ("SDXL", 8, ("CFG", "superconditioning", "CFG and PAG", "CFG and SEG", "REG")),
+]
+
+
+def jobs(nets: Nets, tiny: bool) -> list[Job]:
+    """All rows."""
+    found = []
+    for name, batch, methods in ORDER:
+        network = nets.networks[name]
+        for method in methods:
+            how = METHODS[method]
+            steps = 3 if tiny else steps_of(network, batch, how.rows)
+            compiled = method == "CFG" and (name, batch) in COMPILED
+
+            def run(
+                name: str = name,
+                batch: int = batch,
+                method: str = method,
+                steps: int = steps,
+                compiled: bool = compiled,
+            ) -> dict[str, Any]:
+                network = nets.networks[name]
+                settings = (network, nets.get(name), batch, METHODS[method], steps)
+                setting = Setting(*settings, nets.device, nets.dtype)
+                try:
+                    return measure(setting, compiled, name, method)
+                finally:
+                    setting.ways.clear()
+                    if nets.device.type == "cuda":
+                        torch.cuda.empty_cache()
+
+            seconds = steps * network.flops * batch * how.rows / RATE
+            estimate = 3.0 + 16 * seconds + 30.0 * compiled  # 4 ways, 4 runs each
+            found.append(Job(f"{name}, batch {batch}, {method}", run, 0.0 if tiny else estimate))
+    return found
+
+
+def warm(nets: Nets, deadline: Deadline) -> int:
+    """Compile what the rows compile, once; torch keeps it on disk."""
+    for name, batch in sorted(COMPILED):
+        if deadline.left() == 0.0:
+            break
+        method = METHODS["CFG"]
+        args = (nets.networks[name], nets.get(name), batch, method, 1)
+        setting = Setting(*args, nets.device, nets.dtype)
+        for call in (
+            setting.loop(torch.compile(setting.net, dynamic=False, mode="reduce-overhead")),
+            setting.sampler(torch.compile(setting.net, dynamic=False)),
+        ):
+            call()
+        print(f"compiled {name}, batch {batch}", flush=True)
+        torch._dynamo.reset()
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """1 where a row failed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="small networks, to try the tool")
+    parser.add_argument("--resume", action="store_true", help="run what did not fit the last time")
+    parser.add_argument("--warm", action="store_true")
+    given = parser.parse_args(arguments)
+    deadline, device = Deadline(given.seconds), torch.device(given.device)
+    dtype = torch.float32 if given.tiny else torch.bfloat16
+    nets = Nets(TINY if given.tiny else NETWORKS, device, dtype)
+    if given.warm:
+        return warm(nets, deadline)
+    report = Report(given.out, {"tiny": given.tiny})
+    done = report.resume() if given.resume else set()
+    fine = report.run(jobs(nets, given.tiny), deadline, done)
+    report.content["across"] = across(report.rows)
+    report.save()
+    for one in report.content["across"]:
+        print(f"{one['name']}: {one['value']:.3f}, target {one['limit']}")
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
