@@ -93,6 +93,7 @@ class Setting:
     Args:
         ways: by name; each gives the samples.
         missing: the ways that cannot run, and why.
+        results: the samples of each way.
     """
 
     network: Network
@@ -104,6 +105,7 @@ class Setting:
     dtype: torch.dtype
     ways: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    results: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         torch.manual_seed(0)
@@ -175,8 +177,7 @@ def prepare(setting: Setting, compiled: bool, name: str, method: str) -> None:
     def offer(way: str, make: Callable[[], Callable[[], Tensor]]) -> None:
         try:
             call = make()
-            call()  # compiles, captures
-            call()
+            setting.results[way] = call()  # compiles, captures
         except Skipped as reason:
             setting.missing[way] = str(reason)
         except torch.OutOfMemoryError as error:
@@ -230,10 +231,9 @@ def measure(setting: Setting, compiled: bool, name: str, method: str) -> dict[st
         AssertionError: results differ.
     """
     prepare(setting, compiled, name, method)
-    want = setting.ways["plain"]()
     errors = {
-        way: difference(call(), want)
-        for way, call in setting.ways.items()
+        way: difference(result, setting.results["plain"])
+        for way, result in setting.results.items()
         if way not in ("plain", "forwards", "diffusers")
     }
     limit = AGREE[setting.dtype]
@@ -301,9 +301,9 @@ def across(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def steps_of(network: Network, batch: int, rows: float) -> int:
-    """50, or fewer where they would take more than about a second."""
+    """50, or fewer where they would take more than about 0.3 s."""
     one = network.flops * batch * rows / RATE
-    return max(5, min(50, int(1.0 / one)))
+    return max(5, min(50, int(0.3 / one)))
 
 
 class Nets:
@@ -362,7 +362,7 @@ def jobs(nets: Nets, tiny: bool) -> list[Job]:
                         torch.cuda.empty_cache()
 
             seconds = steps * network.flops * batch * how.rows / RATE
-            estimate = 3.0 + 16 * seconds + 30.0 * compiled  # 4 ways, 4 runs each
+            estimate = 2.0 + 20 * seconds + 25.0 * compiled  # 4 ways, 5 runs each
             found.append(Job(f"{name}, batch {batch}, {method}", run, 0.0 if tiny else estimate))
     return found
 

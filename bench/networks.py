@@ -86,12 +86,18 @@ TINY = {
 
 
 def build(network: Network, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The network with random weights, no zeros among the matrices, for inference."""
+    """The network for inference, with random weights that keep the size of what goes through, so
+    that its predictions matter and depend on all of it.
+    """
     with torch.device(device):
         net = network.make()
-    if network.text is None:
-        for parameter in net.parameters():
-            nn.init.normal_(parameter, std=0.02 if parameter.ndim > 1 else 0.1)
+    for module in net.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim > 1:
+                fan_in = 1 if isinstance(module, nn.Embedding) else parameter[0].numel()
+                nn.init.normal_(parameter, std=fan_in**-0.5)
+            elif name == "bias":
+                nn.init.normal_(parameter, std=0.1)
     return net.to(dtype).eval().requires_grad_(False)
 
 

@@ -120,4 +120,4 @@ def line_of(row: dict[str, Any]) -> str:
 def target(name: str, value: float, limit: float, at_least: bool = False) -> dict[str, Any]:
     """What was aimed at, beside what was reached."""
     met = value >= limit if at_least else value <= limit
-    return {"name": name, "limit": limit, "value": value, "met": met}
+    return {"name": name, "limit": limit, "value": value, "at_least": at_least, "met": met}
