@@ -19,8 +19,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +134,7 @@ def groups(device: torch.device, tiny: bool, parts: Path, tuned: Path) -> list[l
         path = parts / f"{part or name}.json"
         files = ["--out", str(path), "--seconds", "{seconds}"]
         command = [python, str(BENCH / script), *common, *files, *options]
-        return Step(name, command, limit, part=path)
+        return Step(name, command, limit, part=path, again="--resume" in options)
 
     def check(name: str) -> Step:
         options = ["--tool", name, "--error-exitcode", "9", "--target-processes"]
@@ -170,12 +172,11 @@ class Results:
         self.path, self.content, self.parts = path, {**head, "steps": []}, parts
 
     def add(self, record: dict[str, Any]) -> None:
-        """A step ended: note it, take over what the benchmarks wrote so far, write the file."""
+        """A step ended: note it."""
         self.content["steps"].append(record)
         print(f"{record['status']:8} {record['name']} {record.get('seconds', '')}", flush=True)
         if record["status"] in ("failed", "skipped", "not run"):
             print(f"         {record.get('reason', '')}", flush=True)
-        self.collect()
         self.save()
 
     def collect(self) -> None:
@@ -187,7 +188,8 @@ class Results:
         self.content["targets"] = targets(self.content)
 
     def save(self) -> None:
-        """Write the file."""
+        """Take over what the benchmarks wrote so far, and write the file."""
+        self.collect()
         write_json(self.path, self.content)
 
 
@@ -202,9 +204,9 @@ def targets(content: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def unfinished(part: Path) -> bool:
+def unfinished(part: Path | None) -> bool:
     """Whether a benchmark left rows that did not fit."""
-    if not part.exists():
+    if part is None or not part.exists():
         return False
     rows = json.loads(part.read_text())["rows"]
     return any(row["status"] == "not run" for row in rows)
@@ -244,21 +246,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("there is no GPU; --device cpu --tiny tries the tool without one")
     head = where_and_when(device, given.commit)
     trial = ROOT / "out" / "gpu"
-    parts = trial / "parts"
-    shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir(parents=True)
     folder = trial if given.tiny else BENCH / "results"
-    results = Results(given.out or folder / f"gpu-{slug(head['device'])}.json", head, parts)
+    path = (given.out or folder / f"gpu-{slug(head['device'])}.json").absolute()
     tuned = given.tuned or (trial / "tuned.json" if given.tiny else ROOT / "kernels/tuned.json")
-    os.chdir(ROOT)
-    results.save()
     wanted = given.only.split(",") if given.only else None
-    for group in groups(device, given.tiny, parts, tuned):
-        chosen = [step for step in group if wanted is None or step.name in wanted]
-        chosen = [s for s in chosen if "--resume" not in s.command or unfinished(s.part)]  # type: ignore[arg-type]
-        run_group(chosen, deadline, parts, results.add)
+    with tempfile.TemporaryDirectory() as name:
+        results = Results(path, head, Path(name))
+        results.save()
+        for group in groups(device, given.tiny, results.parts, tuned.absolute()):
+            chosen = [step for step in group if wanted is None or step.name in wanted]
+            chosen = [step for step in chosen if not step.again or unfinished(step.part)]
+            run_group(chosen, deadline, results.parts, results.add, results.save)
     results.content["took"] = round(given.seconds - deadline.left(), 1)
-    results.collect()
     results.save()
     report(results.content)
     print(f"wrote {results.path}")
@@ -266,4 +265,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the steps under way end too
     sys.exit(main())

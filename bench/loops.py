@@ -33,7 +33,7 @@ import plain_loops as plain
 from networks import NETWORKS, TINY, Network, build, conditions, model_of, null_of
 from op_cases import difference
 from peers import DiffusersPeer, why_no_diffusers
-from record import Deadline, Job, Report, Skipped, target
+from record import Deadline, Job, Report, Skipped, is_fatal, target
 from timing import in_turns, summary
 
 import fastguide as fg
@@ -93,6 +93,7 @@ class Setting:
     Args:
         ways: by name; each gives the samples.
         missing: the ways that cannot run, and why.
+        failed: those that should, but raised this.
         results: the samples of each way.
     """
 
@@ -105,6 +106,7 @@ class Setting:
     dtype: torch.dtype
     ways: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
     results: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -183,6 +185,10 @@ def prepare(setting: Setting, compiled: bool, name: str, method: str) -> None:
         except torch.OutOfMemoryError as error:
             setting.missing[way] = f"out of memory: {error}"
             torch.cuda.empty_cache()
+        except Exception as error:  # the other ways are worth having all the same
+            if is_fatal(error) or way == "plain":
+                raise
+            setting.failed[way] = f"{type(error).__name__}: {error}"
         else:
             setting.ways[way] = call
 
@@ -256,6 +262,8 @@ def measure(setting: Setting, compiled: bool, name: str, method: str) -> dict[st
         "difference": errors,
         "missing": setting.missing,
     }
+    if setting.failed:
+        row |= {"status": "failed", "reason": str(setting.failed)}
     row["targets"] = targets(row)
     row["line"] = ", ".join(
         f"{way} {1e3 * timing.seconds / setting.steps:.2f}" for way, timing in timings.items()
@@ -363,7 +371,7 @@ def jobs(nets: Nets, tiny: bool) -> list[Job]:
 
             seconds = steps * network.flops * batch * how.rows / RATE
             estimate = 2.0 + 20 * seconds + 25.0 * compiled  # 4 ways, 5 runs each
-            found.append(Job(f"{name}, batch {batch}, {method}", run, 0.0 if tiny else estimate))
+            found.append(Job(f"{name}, batch {batch}, {method}", run, 3.0 if tiny else estimate))
     return found
 
 

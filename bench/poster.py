@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from loops import RATE, Nets
 from memory import peak_bytes, weight_bytes
 from networks import NETWORKS, TINY, conditions, model_of
-from record import Deadline, Job, Report, target
+from record import Deadline, Job, Report, is_fatal, target
 from timing import in_turns
 
 import fastguide as fg
@@ -101,6 +101,7 @@ def seconds_row(nets: Nets, name: str, guidance: str, steps: int | None) -> dict
     measured = steps or published.steps
     found: dict[str, Any] = {}
     missing: dict[str, str] = {}
+    failed: dict[str, str] = {}
     for way in ("eager", "graph"):
         if way == "graph" and nets.device.type != "cuda":
             missing[way] = "needs a GPU"
@@ -115,10 +116,14 @@ def seconds_row(nets: Nets, name: str, guidance: str, steps: int | None) -> dict
             del call
         except torch.OutOfMemoryError as error:
             missing[way] = f"out of memory: {error}"
+        except Exception as error:  # the other way is worth having all the same
+            if is_fatal(error):
+                raise
+            failed[way] = f"{type(error).__name__}: {error}"
         if nets.device.type == "cuda":
             torch.cuda.empty_cache()
     if not found:
-        raise RuntimeError(f"no way ran: {missing}")
+        raise RuntimeError(f"no way ran: {missing | failed}")
     seconds = {way: statistics.median(values) for way, values in found.items()}
     best = min(seconds.values())
     theirs = published.seconds[guidance]
@@ -134,6 +139,8 @@ def seconds_row(nets: Nets, name: str, guidance: str, steps: int | None) -> dict
         "published_device": "not stated",
         "published_over_ours": theirs / best if measured == published.steps else None,
     }
+    if failed:
+        row |= {"status": "failed", "reason": str(failed)}
     if published.goals and measured == published.steps:
         row["targets"] = [target(f"seconds, {guidance}", best, published.goals[guidance])]
     ways = ", ".join(f"{way} {value:.2f} s" for way, value in seconds.items())
@@ -195,11 +202,11 @@ def jobs(nets: Nets, tiny: bool) -> list[Job]:
         network = nets.networks[name]
         for guidance in GUIDANCES:
             flops = network.flops * published.batch * ROWS[guidance]
-            estimate = 0.0 if tiny else 5.0 + 5 * published.steps * flops / RATE
+            estimate = 3.0 if tiny else 5.0 + 5 * published.steps * flops / RATE
             run = partial(seconds_row, nets, name, guidance, 3 if tiny else None)
             found.append(Job(f"seconds, {name}, {guidance}", run, estimate))
         run = partial(memory_row, nets, name)
-        found.append(Job(f"memory, {name}", run, 0.0 if tiny else 5.0))
+        found.append(Job(f"memory, {name}", run, 5.0))
     return found
 
 

@@ -40,6 +40,11 @@ class Skipped(Exception):
     """A row cannot run here, for the reason that this says."""
 
 
+def is_fatal(error: Exception) -> bool:
+    """Whether nothing runs on the device in this process from now on."""
+    return "CUDA error" in str(error)
+
+
 @dataclass(frozen=True)
 class Job:
     """One row of a benchmark.
@@ -77,13 +82,15 @@ class Report:
         """Run the jobs that still fit; a job that fails leaves a row that says so. Whether none
         failed.
         """
-        known, fine = set(done), True
+        known, fine, broken = set(done), True, ""
         for job in jobs:
             if job.name in known:
                 continue
             start = time.perf_counter()
-            if job.seconds > deadline.left():
-                row: dict[str, Any] = {"status": "not run"}
+            row: dict[str, Any] = {"status": "not run"}
+            if broken:
+                row["reason"] = broken
+            elif job.seconds > deadline.left():
                 row["reason"] = f"takes about {job.seconds:g} s, {deadline.left():.0f} s are left"
             else:
                 try:
@@ -94,6 +101,8 @@ class Report:
                     trace = traceback.format_exc(limit=-4)
                     row = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
                     row["trace"] = trace
+                    if is_fatal(error):
+                        broken = f"the device failed in {job.name}"
             fine = fine and row["status"] != "failed"
             row = {"name": job.name, **row, "took": round(time.perf_counter() - start, 2)}
             self.rows.append(row)
@@ -113,7 +122,7 @@ class Report:
 
 def line_of(row: dict[str, Any]) -> str:
     """A row as it is printed."""
-    what = row.get("line") or row.get("reason") or ""
+    what = "; ".join(str(row[key]) for key in ("line", "reason") if row.get(key))
     return f"{row['status']:8} {row['name']}: {what}"
 
 

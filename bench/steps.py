@@ -14,7 +14,9 @@ from typing import Any
 
 from record import Deadline
 
+ROOT = Path(__file__).resolve().parent.parent
 TAIL = 4000  # characters of a step's output that are kept
+TICK = 5.0  # seconds
 LEAST = 5.0  # seconds that a step needs to be worth starting
 
 
@@ -29,6 +31,7 @@ class Step:
         environment: besides this process's own.
         missing: why it cannot run here; None where it can.
         skips: (a pattern of its output, why that means that it could not run here).
+        again: whether it only runs what an earlier step left.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Step:
     missing: str | None = None
     skips: Sequence[tuple[str, str]] = ()
     margin: float = 8.0
+    again: bool = False
 
 
 @dataclass
@@ -57,20 +61,21 @@ def run_group(
     deadline: Deadline,
     folder: Path,
     done: Callable[[dict[str, Any]], None],
-    reserve: float = 0.0,
+    tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run the steps side by side and give `done` the record of each as it ends. None takes the last
-    `reserve` seconds before the deadline.
+    """Run the steps side by side and give `done` the record of each as it ends; `tick` is called
+    every TICK seconds meanwhile.
     """
     running = []
     for step in steps:
-        left = deadline.left() - reserve
+        left = deadline.left()
         if step.missing:
             done({"name": step.name, "status": "skipped", "reason": step.missing})
         elif left < LEAST:
             done({"name": step.name, "status": "not run", "reason": "no time was left"})
         else:
             running.append(start_step(step, min(step.limit, left), folder))
+    ticked = time.monotonic()
     try:
         while running:
             for one in list(running):
@@ -79,6 +84,9 @@ def run_group(
                     continue
                 running.remove(one)
                 done(finish(one, late))
+            if time.monotonic() - ticked > TICK:
+                ticked = time.monotonic()
+                tick()
             time.sleep(0.05)
     finally:
         for one in running:  # interrupted
@@ -97,6 +105,7 @@ def start_step(step: Step, limit: float, folder: Path) -> Running:
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
+            cwd=ROOT,
             env={**os.environ, **step.environment},
             start_new_session=True,
         )

@@ -43,11 +43,18 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def kernel_times(
-    calls: Sequence[Call], device: torch.device, rounds: int = 9, target: float = 0.01
-) -> list[float]:
-    """Seconds of one call for each round. All `calls` do the same on memory of their own, one after
-    the other, so that a cache smaller than all of it does not serve them.
+def kernel_times(calls: Sequence[Call], device: torch.device, rounds: int = 9) -> list[float]:
+    """Seconds of one call, for each round; see `stopwatch`."""
+    watch = stopwatch(calls, device)
+    return [watch() for _ in range(rounds)]
+
+
+def stopwatch(
+    calls: Sequence[Call], device: torch.device, target: float = 0.01
+) -> Callable[[], float]:
+    """What gives the seconds of one call, each time that it is asked. All `calls` do the same on
+    memory of their own, one after the other, so that a cache smaller than all of it does not serve
+    them.
 
     On a GPU they are captured as one graph, as often as takes about `target` seconds: what is timed
     is the device's work, without the host's launches.
@@ -55,46 +62,37 @@ def kernel_times(
     for call in calls:  # compiles, allocates
         call()
     if device.type == "cuda":
-        return _replayed(calls, device, rounds, target)
-    seconds = []
-    for _ in range(rounds):
+        with torch.cuda.device(device):
+            return _captured(calls, target)
+
+    def watch() -> float:
         start = time.perf_counter()
         for call in calls:
             call()
-        seconds.append((time.perf_counter() - start) / len(calls))
-    return seconds
+        return (time.perf_counter() - start) / len(calls)
+
+    return watch
 
 
-def _replayed(
-    calls: Sequence[Call], device: torch.device, rounds: int, target: float
-) -> list[float]:
-    def record() -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+def _captured(calls: Sequence[Call], target: float) -> Callable[[], float]:
+    def elapsed(run: Call) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3
 
-    with torch.cuda.device(device):
-        torch.cuda.synchronize()
-        start = record()
-        for call in calls:
-            call()
-        end = record()
-        torch.cuda.synchronize()
-        once = max(start.elapsed_time(end) / 1e3, 1e-7)
-        repeats = max(1, min(round(target / once), MOST_LAUNCHES // len(calls)))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(repeats):
-                for call in calls:
-                    call()
-        graph.replay()
-        events = []
-        for _ in range(rounds):
-            before = record()
-            graph.replay()
-            events.append((before, record()))
-        torch.cuda.synchronize()
-        return [a.elapsed_time(b) / 1e3 / (repeats * len(calls)) for a, b in events]
+    once = max(elapsed(lambda: [call() for call in calls]), 1e-7)
+    repeats = max(1, min(round(target / once), MOST_LAUNCHES // len(calls)))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(repeats):
+            for call in calls:
+                call()
+    graph.replay()
+    return lambda: elapsed(graph.replay) / (repeats * len(calls))
 
 
 def in_turns(

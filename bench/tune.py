@@ -31,12 +31,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from op_cases import BF16, FP32, OpCase, blur_case, colsum_case, difference, gram_case, step_case
 from record import Deadline, Job, Report, write_json
-from timing import kernel_times, sets_for
+from timing import sets_for, stopwatch
 
 from fastguide.kernels import tuning
 
 Settings = Mapping[str, int]
-Clock = Callable[[Sequence[OpCase], torch.device, int], list[float]]
+Watch = Callable[[], float]
+Clock = Callable[[Sequence[OpCase], torch.device], Watch]
 LEAST_GAIN = 0.01  # smaller ones are not worth an entry
 FINALISTS = 2
 ROUNDS = 9
@@ -140,10 +141,10 @@ KERNELS: dict[str, Kernel] = {
 }
 
 
-def graph_clock(cases: Sequence[OpCase], device: torch.device, rounds: int) -> list[float]:
-    """Seconds of one launch in each round."""
+def graph_clock(cases: Sequence[OpCase], device: torch.device) -> Watch:
+    """What gives the seconds of one launch."""
     launches = [case.launch for case in cases if case.launch is not None]
-    return kernel_times(launches, device, rounds, target=0.003)
+    return stopwatch(launches, device, target=0.003)
 
 
 @contextmanager
@@ -207,9 +208,14 @@ def tune_case(
         more = sets_for(first.moved, device) - 1
         sizes.append([first, *(make(device) for _ in range(more))])
 
-    def seconds(settings: Settings, rounds: int) -> list[float]:
+    def watches(settings: Settings) -> list[Watch]:
+        """One for each size; what a graph captured stays as it was."""
         with tuning.trial(name, settings):
-            return [statistics.median(clock(cases, device, rounds)) for cases in sizes]
+            return [clock(cases, device) for cases in sizes]
+
+    def seconds(settings: Settings, one: Sequence[Watch], rounds: int = 1) -> list[float]:
+        with tuning.trial(name, settings):
+            return medians([[watch() for watch in one] for _ in range(rounds)])
 
     wants = []
     with tuning.trial(name, default) as seen:
@@ -231,19 +237,24 @@ def tune_case(
         else:
             usable.append(settings)
 
-    base = seconds(default, 3)
-    quick = [(ratio(seconds(settings, 3), base), i) for i, settings in enumerate(usable)]
-    finalists = [usable[i] for _, i in sorted(quick)[:FINALISTS]]
-    rounds: dict[int, list[list[float]]] = {i: [] for i in range(-2, len(finalists))}
+    of_default = watches(default)
+    base = seconds(default, of_default, 3)
+    quick, of_usable = [], [watches(settings) for settings in usable]
+    for i, settings in enumerate(usable):
+        quick.append((ratio(seconds(settings, of_usable[i], 3), base), i))
+    finalists = [i for _, i in sorted(quick)[:FINALISTS]]
+    # the default twice: its two figures differ by the noise alone
+    rounds: dict[int, list[list[float]]] = {i: [] for i in (-2, -1, *finalists)}
     for _ in range(count):
-        for i in rounds:  # the default twice: its two figures differ by the noise alone
-            rounds[i].append(seconds(default if i < 0 else finalists[i], 1))
+        for i in rounds:
+            settings, one = (default, of_default) if i < 0 else (usable[i], of_usable[i])
+            rounds[i].append(seconds(settings, one))
     base = medians(rounds[-1])
     again = medians(rounds[-2])
     noise = max(abs(math.log(a / b)) for a, b in zip(again, base, strict=True))
     best, figure = default, 1.0
-    for i, settings in enumerate(finalists):
-        mine = medians(rounds[i])
+    for i in finalists:
+        settings, mine = usable[i], medians(rounds[i])
         each = [m / min(a, b) for m, a, b in zip(mine, base, again, strict=True)]
         mean = math.exp(statistics.mean(math.log(r) for r in each))
         if mean < min(figure, 1.0 - max(LEAST_GAIN, noise)) and max(each) <= 1.0 + noise:
@@ -340,13 +351,12 @@ def warm(names: Sequence[str], device: torch.device, deadline: Deadline) -> None
     """Compile every candidate of the kernels, which Triton keeps on disk."""
     for name in names:
         for makers in KERNELS[name].cases:
-            for make in makers:
-                case = make(device)
-                assert case.launch is not None
-                for candidate in ({}, *KERNELS[name].candidates):
-                    if deadline.left() == 0.0:
-                        return
-                    why_not(name, {**tuning.DEFAULTS[name], **candidate}, case, torch.zeros(()))
+            case = makers[-1](device)  # the kernels are those of the other sizes
+            nothing = torch.zeros((), device=device)
+            for candidate in ({}, *KERNELS[name].candidates):
+                if deadline.left() == 0.0:
+                    return
+                why_not(name, {**tuning.DEFAULTS[name], **candidate}, case, nothing)
 
 
 def warm_beside(names: Sequence[str], device: str, seconds: float) -> int:
