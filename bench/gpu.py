@@ -35,6 +35,7 @@ from steps import Step, run_group
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
 TOTAL = 525.0  # seconds; what starting and ending take comes on top
+GIT = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
 BENCHMARKS = ("tune", "ops", "loops", "poster")
 
 
@@ -44,7 +45,7 @@ def where_and_when(device: torch.device, commit: str | None) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(device) if gpu else None
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit or output_of("git", "describe", "--always", "--dirty", "--abbrev=40"),
+        "commit": commit or output_of("git", "describe", *GIT),
         "device": torch.cuda.get_device_name(device) if gpu else "cpu",
         "capability": list(torch.cuda.get_device_capability(device)) if gpu else None,
         "memory": properties.total_memory if properties else None,

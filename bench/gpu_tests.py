@@ -91,7 +91,7 @@ def total(texts: list[str]) -> dict[str, int]:
 def main(arguments: list[str] | None = None) -> int:
     """pytest's exit status; the largest one."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=max(1, min(8, (os.cpu_count() or 1) // 2)))
+    parser.add_argument("--jobs", type=int, default=max(1, min(12, (os.cpu_count() or 1) - 4)))
     parser.add_argument("--share", help="INDEX/COUNT: only these, in this process")
     given, rest = parser.parse_known_args(arguments)
     paths = files(ROOT / "tests")

@@ -40,7 +40,9 @@ import fastguide as fg
 
 SCALE, WEIGHT = 4.0, 3.0
 RATE = 3e14  # operations a second, for estimates of the time
-AGREE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # of the results, after all steps
+# of the results, after all steps, relative to the largest element. tests/test_bench_gpu.py holds
+# small networks to the first; the second is what rounding to 8 bits may do to deep ones
+AGREE = {torch.float32: 1e-4, torch.bfloat16: 0.25}
 COMPILED = {("DiT-S/2", 1), ("DiT-S/2", 8), ("DiT-XL/2", 1), ("DiT-XL/2", 8)}  # with CFG
 
 
@@ -110,6 +112,7 @@ class Setting:
     results: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.gpu = self.device.type == "cuda"
         torch.manual_seed(0)
         self.cond, self.null = conditions(self.network, self.batch, self.device, self.dtype)
         self.seeds = torch.arange(self.batch, device=self.device)
@@ -142,7 +145,7 @@ class Setting:
         """As many forwards of clean rows as a run has, each a replay of one graph."""
         if self.method.clean is None:
             raise Skipped("some of its rows are not clean")
-        if self.device.type != "cuda":
+        if not self.gpu:
             raise Skipped("needs a GPU")
         rows = self.method.clean * self.batch
         x = self.noise.to(self.dtype).repeat(self.method.clean, 1, 1, 1)
@@ -194,7 +197,7 @@ def prepare(setting: Setting, compiled: bool, name: str, method: str) -> None:
 
     def on_gpu(make: Callable[[], Callable[[], Tensor]]) -> Callable[[], Callable[[], Tensor]]:
         def made() -> Callable[[], Tensor]:
-            if setting.device.type != "cuda":
+            if not setting.gpu:
                 raise Skipped("needs a GPU")
             return make()
 
@@ -319,6 +322,7 @@ class Nets:
 
     def __init__(self, networks: dict[str, Network], device: torch.device, dtype: torch.dtype):
         self.networks, self.device, self.dtype = networks, device, dtype
+        self.gpu = device.type == "cuda"
         self.name: str | None = None
         self.net: Any = None
 
@@ -327,7 +331,7 @@ class Nets:
         if name != self.name:
             self.net = None
             torch._dynamo.reset()
-            if self.device.type == "cuda":
+            if self.gpu:
                 torch.cuda.empty_cache()
             self.net, self.name = build(self.networks[name], self.device, self.dtype), name
         return self.net
@@ -366,7 +370,7 @@ def jobs(nets: Nets, tiny: bool) -> list[Job]:
                     return measure(setting, compiled, name, method)
                 finally:
                     setting.ways.clear()
-                    if nets.device.type == "cuda":
+                    if nets.gpu:
                         torch.cuda.empty_cache()
 
             seconds = steps * network.flops * batch * how.rows / RATE

@@ -103,7 +103,7 @@ def seconds_row(nets: Nets, name: str, guidance: str, steps: int | None) -> dict
     missing: dict[str, str] = {}
     failed: dict[str, str] = {}
     for way in ("eager", "graph"):
-        if way == "graph" and nets.device.type != "cuda":
+        if way == "graph" and not nets.gpu:
             missing[way] = "needs a GPU"
             continue
         try:
@@ -120,7 +120,7 @@ def seconds_row(nets: Nets, name: str, guidance: str, steps: int | None) -> dict
             if is_fatal(error):
                 raise
             failed[way] = f"{type(error).__name__}: {error}"
-        if nets.device.type == "cuda":
+        if nets.gpu:
             torch.cuda.empty_cache()
     if not found:
         raise RuntimeError(f"no way ran: {missing | failed}")
@@ -151,7 +151,7 @@ def seconds_row(nets: Nets, name: str, guidance: str, steps: int | None) -> dict
 def peak(nets: Nets, name: str, guidance: str) -> dict[str, float]:
     """Bytes that are allocated at once during an eager run of one sample, weights and all."""
     call = sampler_of(nets, name, guidance, 1, MEMORY_STEPS, graph=False)
-    if nets.device.type != "cuda":
+    if not nets.gpu:
         return {"eager": float(peak_bytes(call) + weight_bytes(nets.get(name)))}
     call()
     torch.cuda.synchronize()

@@ -106,7 +106,7 @@ def start_step(step: Step, limit: float, folder: Path) -> Running:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             cwd=ROOT,
-            env={**os.environ, **step.environment},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **step.environment},
             start_new_session=True,
         )
     return Running(step, process, log, time.monotonic(), limit)

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -219,14 +220,60 @@ class FakeCuda:
 
             __enter__ = __exit__ = lambda *_: None
 
+        class Stream:
+            def wait_stream(self, other):
+                pass
+
         for name, value in {
             "Event": Event,
             "CUDAGraph": Graph,
             "graph": Capture,
             "device": Device,
             "synchronize": lambda *_: None,
+            "Stream": Stream,
+            "current_stream": Stream,
+            "stream": Device,
+            "reset_peak_memory_stats": lambda: None,
+            "max_memory_allocated": lambda: 7,
+            "memory_reserved": lambda: 8,
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
+
+
+@pytest.fixture
+def as_if_on_a_gpu(monkeypatch, nets):
+    """The benchmarks take their ways for a GPU, with CUDA's own calls faked."""
+    FakeCuda().install(monkeypatch)
+    monkeypatch.setattr(nets, "gpu", True)
+    real = fg.Sampler
+    monkeypatch.setattr(fg, "Sampler", lambda *a, graph=False, **k: real(*a, **k))
+    monkeypatch.setattr(torch, "compile", lambda net, **_: net)
+    return nets
+
+
+def test_every_way_on_a_gpu(as_if_on_a_gpu):
+    nets = as_if_on_a_gpu
+    settings = (networks.TINY["DiT-S/2"], nets.get("DiT-S/2"), 1, loops.METHODS["CFG"], 2)
+    setting = loops.Setting(*settings, CPU, nets.dtype)
+    setting.gpu = True
+    row = loops.measure(setting, True, "DiT-S/2", "CFG")
+    assert "status" not in row
+    ways = {"plain", "eager", "graph", "forwards", "reduce-overhead", "graph, compiled"}
+    assert set(row["seconds"]) == ways
+    assert set(row["difference"]) == ways - {"plain", "forwards"}
+    assert len(row["targets"]) == 3
+
+
+def test_the_poster_on_a_gpu(as_if_on_a_gpu, monkeypatch):
+    for name, published in poster.PUBLISHED.items():  # fewer steps
+        monkeypatch.setitem(poster.PUBLISHED, name, replace(published, steps=4))
+    row = poster.seconds_row(as_if_on_a_gpu, "SD", "CFG", None)
+    assert set(row["seconds"]) == {"eager", "graph"}
+    assert row["published_over_ours"] == 32.63 / min(row["seconds"].values())
+    row = poster.seconds_row(as_if_on_a_gpu, "DiT-XL/2", "REG", None)
+    assert [one["limit"] for one in row["targets"]] == [4.5]
+    memory = poster.memory_row(as_if_on_a_gpu, "DiT-XL/2")
+    assert memory["bytes"]["CFG"] == {"eager": 7.0, "graph": 8.0}
 
 
 def test_a_kernel_is_timed_by_replays(monkeypatch):
