@@ -206,11 +206,10 @@ def targets(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def unfinished(part: Path | None) -> bool:
-    """Whether a benchmark left rows that did not fit."""
+    """Whether a benchmark left rows: they did not fit, or it was ended."""
     if part is None or not part.exists():
         return False
-    rows = json.loads(part.read_text())["rows"]
-    return any(row["status"] == "not run" for row in rows)
+    return not json.loads(part.read_text()).get("complete", False)
 
 
 def report(content: dict[str, Any]) -> None:

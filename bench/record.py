@@ -93,6 +93,8 @@ class Report:
             elif job.seconds > deadline.left():
                 row["reason"] = f"takes about {job.seconds:g} s, {deadline.left():.0f} s are left"
             else:
+                self.content["running"] = job.name
+                self.save()
                 try:
                     row = {"status": "passed", **job.run()}
                 except Skipped as reason:
@@ -106,17 +108,24 @@ class Report:
             fine = fine and row["status"] != "failed"
             row = {"name": job.name, **row, "took": round(time.perf_counter() - start, 2)}
             self.rows.append(row)
+            self.content["running"] = None
             self.save()
             print(line_of(row), flush=True)
+        self.content["complete"] = all(row["status"] != "not run" for row in self.rows)
         self.save()
         return fine
 
     def resume(self) -> set[str]:
-        """Keep the rows of the file that ran; their names."""
+        """Keep the rows of the file that ran, also one in which the process was ended; their
+        names.
+        """
         if self.path is None or not self.path.exists():
             return set()
-        rows = json.loads(self.path.read_text())["rows"]
-        self.rows = [row for row in rows if row["status"] != "not run"]
+        found = json.loads(self.path.read_text())
+        self.rows = [row for row in found["rows"] if row["status"] != "not run"]
+        if found.get("running"):
+            reason = "its process was ended"
+            self.rows.append({"name": found["running"], "status": "failed", "reason": reason})
         return {row["name"] for row in self.rows}
 
 

@@ -345,6 +345,25 @@ def test_rows_that_no_longer_fit_are_not_run(tmp_path):
     assert [row["name"] for row in again.rows] == ["one", "wrong", "short", "odd", "long"]
 
 
+def test_a_row_that_ended_its_process_is_not_tried_again(tmp_path):
+    path = tmp_path / "rows.json"
+
+    def killed():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Report(path).run([Job("one", dict), Job("two", killed), Job("three", dict)], Deadline(9.0))
+    assert gpu.unfinished(path)
+    again = Report(path)
+    assert again.run([Job("two", killed), Job("three", dict)], Deadline(9.0), again.resume())
+    assert {row["name"]: row["status"] for row in again.rows} == {
+        "one": "passed",
+        "two": "failed",
+        "three": "passed",
+    }
+    assert not gpu.unfinished(path)
+
+
 def test_nothing_runs_after_the_device_failed():
     def run():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
