@@ -26,6 +26,7 @@ import shapes
 import steps
 import timing
 import tune
+import ways
 from op_cases import OpCase, difference
 from record import Deadline, Job, Report, Skipped
 
@@ -44,9 +45,9 @@ def nets():
 def test_plain_loops_do_what_fastguide_does(name, nets):
     """A wrong peer would make a wrong ratio."""
     others = []
-    for method in loops.METHODS.values():
-        setting = loops.Setting(networks.TINY[name], nets.get(name), 2, method, 4, CPU, nets.dtype)
-        want = setting.loop(loops.plain_net(setting))()
+    for method in ways.METHODS.values():
+        setting = ways.Setting(networks.TINY[name], nets.get(name), 2, method, 4, CPU, nets.dtype)
+        want = setting.loop(ways.plain_net(setting))()
         assert difference(setting.sampler(setting.net)(), want) <= 1e-4
         others.append(want)
     apart = [difference(a, b) for i, a in enumerate(others) for b in others[:i]]
@@ -98,8 +99,8 @@ def test_a_row_of_the_loops(nets, tmp_path):
 
 
 def test_results_that_differ_fail_the_row(nets, monkeypatch):
-    wrong = loops.METHODS["CFG"].__class__(lambda: fg.CFG(2.0), loops.METHODS["CFG"].plain, 2, 2)
-    setting = loops.Setting(
+    wrong = ways.METHODS["CFG"].__class__(lambda: fg.CFG(2.0), ways.METHODS["CFG"].plain, 2, 2)
+    setting = ways.Setting(
         networks.TINY["DiT-S/2"], nets.get("DiT-S/2"), 1, wrong, 2, CPU, torch.float32
     )
     with pytest.raises(AssertionError, match="differ from the plain loop's"):
@@ -110,8 +111,8 @@ def test_a_way_that_fails_leaves_the_others(nets, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no graph today")
 
-    setting = loops.Setting(
-        networks.TINY["DiT-S/2"], nets.get("DiT-S/2"), 1, loops.METHODS["CFG"], 2, CPU, nets.dtype
+    setting = ways.Setting(
+        networks.TINY["DiT-S/2"], nets.get("DiT-S/2"), 1, ways.METHODS["CFG"], 2, CPU, nets.dtype
     )
     monkeypatch.setattr(setting, "forwards", broken)
     row = loops.measure(setting, False, "DiT-S/2", "CFG")
@@ -253,14 +254,14 @@ def as_if_on_a_gpu(monkeypatch, nets):
 
 def test_every_way_on_a_gpu(as_if_on_a_gpu):
     nets = as_if_on_a_gpu
-    settings = (networks.TINY["DiT-S/2"], nets.get("DiT-S/2"), 1, loops.METHODS["CFG"], 2)
-    setting = loops.Setting(*settings, CPU, nets.dtype)
+    settings = (networks.TINY["DiT-S/2"], nets.get("DiT-S/2"), 1, ways.METHODS["CFG"], 2)
+    setting = ways.Setting(*settings, CPU, nets.dtype)
     setting.gpu = True
     row = loops.measure(setting, True, "DiT-S/2", "CFG")
     assert "status" not in row
-    ways = {"plain", "eager", "graph", "forwards", "reduce-overhead", "graph, compiled"}
-    assert set(row["seconds"]) == ways
-    assert set(row["difference"]) == ways - {"plain", "forwards"}
+    every = {"plain", "eager", "graph", "forwards", "reduce-overhead", "graph, compiled"}
+    assert set(row["seconds"]) == every
+    assert set(row["difference"]) == every - {"plain", "forwards"}
     assert len(row["targets"]) == 3
 
 
@@ -655,7 +656,9 @@ def test_why_a_candidate_cannot_be_used(spills, scale, reason, monkeypatch):
 
 
 def test_every_kernel_is_tuned():
-    assert set(tune.KERNELS) == set(tuning.DEFAULTS), "add an entry to KERNELS of bench/tune.py"
+    assert set(tune.KERNELS) == set(tuning.DEFAULTS), (
+        "add an entry to KERNELS of bench/tune_kernels.py"
+    )
     for name, kernel in tune.KERNELS.items():
         for candidate in kernel.candidates:
             assert set(candidate) <= set(tuning.DEFAULTS[name])
