@@ -244,7 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
     deadline, device = Deadline(given.seconds), torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU; --device cpu --tiny tries the tool without one")
-    head = where_and_when(device, given.commit)
+    head = {**where_and_when(device, given.commit), "tiny": given.tiny}
     trial = ROOT / "out" / "gpu"
     folder = trial if given.tiny else BENCH / "results"
     path = (given.out or folder / f"gpu-{slug(head['device'])}.json").absolute()
