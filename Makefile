@@ -3,6 +3,7 @@
 #   make sample | test | lint | bench | baseline | cuda-build | model | clean
 #   make quality | methods | solvers | toys | ddim-table | grids   (figures and pictures of the docs)
 #   make methods-FAMILY                       (one of the FAMILIES below)
+#   make gpu                        (all that a GPU can show, in nine minutes; needs nvcc)
 #   make classifier | clip | judges    (what classifier and CLIP guidance are led by; how good it is)
 # TORCH chooses the torch to install, PYTHON the interpreter:
 #   make test TORCH=torch==2.12.0 PYTHON=python3.12
@@ -21,7 +22,7 @@ FAMILIES := $(addprefix methods-,perturbation autoguidance icg tsg sims every gr
 ONE_HEAD := --irrelevant 0 --negative 0 --no-split --compile --dtype fp16
 
 .PHONY: sample test lint bench baseline quality solvers toys ddim-table methods grids \
-  cuda-build model classifier clip judges clean $(FAMILIES)
+  cuda-build gpu model classifier clip judges clean $(FAMILIES)
 
 sample: $(VENV)/installed
 	$(BIN)/fastguide sample fashion --out samples.png
@@ -89,6 +90,10 @@ out/sims/model.json: | $(VENV)/installed
 # the pictures of docs/methods
 grids: $(VENV)/installed
 	$(BIN)/python bench/grids.py
+
+# without .venv it runs under PYTHON and installs nothing but this package: `python bench/gpu.py`
+gpu:
+	$(if $(wildcard $(VENV)/installed),$(BIN)/python,$(PYTHON)) bench/gpu.py $(ARGS)
 
 cuda-build:
 	PYTHON=$(PYTHON) bash scripts/cuda_build.sh

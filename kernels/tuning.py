@@ -1,10 +1,16 @@
 """Launch settings, tuned offline and stored in tuned.json: kernel -> device -> case -> settings."""
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+
+Tuned = dict[str, dict[str, dict[str, dict[str, int]]]]  # kernel -> device -> case -> settings
+TUNED = Path(__file__).with_name("tuned.json")
 
 # Safe on every GPU, without spills (tests/test_*_compile.py).
 DEFAULTS = {
@@ -40,18 +46,83 @@ DEFAULTS = {
 }
 
 
-@cache
-def _tuned() -> dict[str, dict[str, dict[str, dict[str, int]]]]:
-    path = Path(__file__).with_name("tuned.json")
-    return json.loads(path.read_text()) if path.exists() else {}
+_trials: dict[str, tuple[Mapping[str, int], set[str]]] = {}
+
+
+def read_tuned(path: Path) -> Tuned:
+    """What `bench/tune.py` wrote; nothing where there is no file.
+
+    Raises:
+        ValueError: the file is damaged, or its kernels and settings are not those of DEFAULTS.
+    """
+    if not path.exists():
+        return {}
+    try:
+        tuned = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}); `python bench/tune.py` writes it anew"
+        ) from error
+    check_tuned(str(path), tuned)
+    return tuned
+
+
+def check_tuned(name: str, tuned: Any) -> None:
+    """Raise ValueError unless `tuned` is settings by kernel, device and case."""
+    for kernel, devices in _items(name, tuned):
+        if kernel not in DEFAULTS:
+            raise ValueError(
+                f"{name} has the kernel {kernel!r}, but should have some of {', '.join(DEFAULTS)}"
+            )
+        wanted = list(DEFAULTS[kernel])
+        for device, cases in _items(f"{name}: {kernel}", devices):
+            for case, settings in _items(f"{name}: {kernel}, {device}", cases):
+                where = f"{name}: {kernel}, {device}, {case}"
+                found = dict(_items(where, settings))
+                if sorted(found) != sorted(wanted):
+                    raise ValueError(f"{where} has {sorted(found)}, but should have {wanted}")
+                for key, value in found.items():
+                    if type(value) is not int or value < 1:
+                        raise ValueError(
+                            f"{where}: {key} is {value!r}, but should be a whole number"
+                        )
+
+
+def _items(where: str, value: Any) -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is {value!r}, but it should be an object")
+    return list(value.items())
 
 
 @cache
-def _device_name(device: torch.device) -> str:
+def _tuned() -> Tuned:
+    return read_tuned(TUNED)
+
+
+@cache
+def device_name(device: torch.device) -> str:
+    """What tuned.json calls a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def lookup(kernel: str, device: torch.device, **case: int | bool) -> dict[str, int]:
+@contextmanager
+def trial(kernel: str, settings: Mapping[str, int]) -> Iterator[set[str]]:
+    """Until it is closed `settings` are those of every case of `kernel`. Gives the cases that were
+    looked up, as they are written in tuned.json.
+    """
+    cases: set[str] = set()
+    _trials[kernel] = (settings, cases)
+    try:
+        yield cases
+    finally:
+        del _trials[kernel]
+
+
+def lookup(kernel: str, device: torch.device, **case: int | bool) -> Mapping[str, int]:
     """The settings of `kernel` for `case` on `device`, or the safe default."""
     key = ",".join(f"{name}={int(value)}" for name, value in sorted(case.items()))
-    return _tuned().get(kernel, {}).get(_device_name(device), {}).get(key, DEFAULTS[kernel])
+    if kernel in _trials:
+        settings, cases = _trials[kernel]
+        cases.add(key)
+        return settings
+    return _tuned().get(kernel, {}).get(device_name(device), {}).get(key, DEFAULTS[kernel])
