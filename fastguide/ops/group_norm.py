@@ -114,6 +114,6 @@ def _group_norm_cuda(*arguments: Any) -> tuple[Tensor, ...]:
 
 @torch.library.impl("fastguide::group_norm_backward", "CUDA")
 def _group_norm_backward_cuda(*arguments: Any) -> tuple[Tensor, ...]:
-    from fastguide.kernels.group_norm import group_norm_backward as launch
+    from fastguide.kernels.group_norm_backward import group_norm_backward as launch
 
     return launch(*arguments)
