@@ -121,8 +121,8 @@ def normalise_kernel(
         out = out * sigmoid(out)
 
     # store
-    at = offsets(row, start, c, count, channels, TOKENS)
-    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
+    at = lie(out_ptr, row, start, c, count, channels, TOKENS)
+    tl.store(at, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -136,19 +136,18 @@ def place(count, channels, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def offsets(row, start, c, count, channels, TOKENS: tl.constexpr):
-    """Of tokens `start ...` of a row, `[TOKENS, WIDTH]`."""
-    return (row * count + start) * channels + (
-        tl.arange(0, TOKENS)[:, None] * channels + c[None, :]
-    )
+def lie(x_ptr, row, start, c, count, channels, TOKENS: tl.constexpr):
+    """Where tokens `start ...` of a row are, `[TOKENS, WIDTH]`."""
+    x_ptr += (row * count + start) * channels
+    return x_ptr + (tl.arange(0, TOKENS)[:, None] * channels + c[None, :])
 
 
 @triton.jit
 def tokens(x_ptr, row, start, c, count, channels, TOKENS: tl.constexpr):
     """Tokens `start ...` of a row in fp32 `[TOKENS, WIDTH]`, and which of them there are."""
     inside = (start + tl.arange(0, TOKENS) < count)[:, None] & (c < channels)[None, :]
-    at = offsets(row, start, c, count, channels, TOKENS)
-    return tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32), inside
+    at = lie(x_ptr, row, start, c, count, channels, TOKENS)
+    return tl.load(at, mask=inside, other=0.0).to(tl.float32), inside
 
 
 @triton.jit
@@ -192,7 +191,7 @@ def tile_of(x: Tensor, groups: int, kernel: str) -> tuple[dict[str, int], dict[s
     length = settings["TILE"] // width
     size = triton.next_power_of_2(channels // groups)
     tiles = triton.cdiv(count, length)
-    most = max(1, settings["TILE"] // size)
+    most = max(1, settings["TILE"] // (2 * size))  # two sums at once
     each = {"TOKENS": length, "TILES": min(most, triton.next_power_of_2(tiles)), "SIZE": size}
     tile = {"TOKENS": length, "WIDTH": width, "num_warps": settings["num_warps"]}
     return tile, each, tiles, rows * tiles * triton.cdiv(channels, width)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastguide.kernels.group_norm import (
-    offsets,
+    lie,
     place,
     sigmoid,
     some_tiles,
@@ -140,8 +140,8 @@ def gradient_kernel(
     out = inverse[None, :] * (gamma[None, :] * d - constant[None, :] - n * along[None, :])
 
     # store
-    at = offsets(row, start, c, count, channels, TOKENS)
-    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
+    at = lie(out_ptr, row, start, c, count, channels, TOKENS)
+    tl.store(at, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -125,14 +125,15 @@ def test_silu_of_large_numbers():
     torch.testing.assert_close(ops.group_norm(**case).double(), want.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_statistics():
+@pytest.mark.parametrize(("offset", "deviation"), [(3.0, 2.0), (3e4, 0.01), (-1e6, 0.5)])
+def test_statistics(offset, deviation):
     """What the gradient is computed from, and what other kernels are compared with."""
-    case = make((3, 50, 24, 4), offset=3.0)
+    case = make((3, 50, 24, 4), offset=offset, deviation=deviation)
     _, mean, inverse = OPS.group_norm(*case.values())
     x = case["tokens"].double().unflatten(2, (4, 6))
     torch.testing.assert_close(mean.double(), x.mean((1, 3)), rtol=1e-6, atol=1e-7)
-    deviation = (x.var((1, 3), unbiased=False) + EPS).rsqrt()
-    torch.testing.assert_close(inverse.double(), deviation, rtol=1e-6, atol=0.0)
+    want = (x.var((1, 3), unbiased=False) + EPS).rsqrt()
+    torch.testing.assert_close(inverse.double(), want, rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("silu", [False, True])
