@@ -205,6 +205,15 @@ def test_the_graph_keeps_the_tokens_and_small_tensors():
     assert [t.data_ptr() for t in large] == [case["tokens"].data_ptr()]
 
 
+def test_a_second_gradient_is_an_error():
+    case = make()
+    case["tokens"].requires_grad_()
+    out = ops.group_norm(**case)
+    (first,) = torch.autograd.grad(out.sum(), case["tokens"], create_graph=True)
+    with pytest.raises(RuntimeError, match="group_norm has no second gradient"):
+        torch.autograd.grad(first.sum(), case["tokens"])
+
+
 def test_no_rows():
     case = make((0, 5, 6, 2))
     assert ops.group_norm(**case).shape == (0, 5, 6)

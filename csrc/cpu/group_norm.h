@@ -52,8 +52,8 @@ struct Chunk {
 };
 
 // Tokens of a block from element `at` on: where they lie, or if that will not do, in `buffer`.
-inline Chunk<const float> load(float* buffer, const void* data, Type type, int64_t at, int64_t channels,
-                  const Block& block, int64_t count) {
+inline Chunk<const float> load(float* buffer, const void* data, Type type, int64_t at,
+                               int64_t channels, const Block& block, int64_t count) {
   if (type == Type::kFloat && block.width == block.padded) {
     return {static_cast<const float*>(data) + at, channels};
   }
@@ -105,7 +105,7 @@ class Aligned {
   std::vector<Line> lines_;
 
  public:
-  explicit Aligned(int64_t count) : lines_((count * sizeof(T) + 63) / 64) {}
+  explicit Aligned(int64_t count) : lines_(count * sizeof(T) / 64 + 1) {}
   T* data() { return lines_.data()->lanes; }
 };
 

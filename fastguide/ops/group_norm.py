@@ -86,7 +86,12 @@ def _backward(ctx: Any, outward: Tensor | None, *_: Any) -> tuple[Tensor | None,
     return *found, None, None, None
 
 
+def _no_second(ctx: Any, *_: Any) -> None:
+    raise RuntimeError("group_norm has no second gradient")
+
+
 torch.library.register_autograd("fastguide::group_norm", _backward, setup_context=_setup)
+torch.library.register_autograd("fastguide::group_norm_backward", _no_second)
 
 
 @torch.library.register_fake("fastguide::group_norm")
