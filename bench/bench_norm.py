@@ -64,6 +64,6 @@ def test_forward_and_backward(ratio, shape, dtype, request):
         f"{name}, forward and backward, against torch's with scale, shift and SiLU",
         lambda: backward(fused, *case, outward),
         lambda: backward(plain, *case, outward),
-        limit=1 / 2,
+        limit=2 / 3,
         rounds=41,
     )
