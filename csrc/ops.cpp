@@ -13,6 +13,12 @@ TORCH_LIBRARY(fastguide, m) {
   m.def(
       "gram(Tensor x, Tensor[] branches, Tensor base, int deltas, Tensor? factor, int factored) "
       "-> Tensor");
+  m.def(
+      "group_norm(Tensor tokens, Tensor gamma, Tensor beta, int groups, float eps, bool silu) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "group_norm_backward(Tensor outward, Tensor tokens, Tensor mean, Tensor inverse, "
+      "Tensor gamma, Tensor beta, bool silu) -> (Tensor, Tensor, Tensor)");
   m.def("noise(Tensor seeds, int evaluation, int numel) -> Tensor");
   m.def(
       "step(Tensor(a!) state, Tensor[] branches, Tensor weights, Tensor table, Tensor evaluation, "

@@ -26,6 +26,9 @@ DEFAULTS = {
     "gram": {"BLOCK": 128, "STEPS": 8, "UNROLL": 2, "TILE": 4096, "num_warps": 1},
     # more than 4 branches: as many registers as one step of 4 elements takes
     "gram_many": {"BLOCK": 128, "STEPS": 8, "UNROLL": 1, "TILE": 4096, "num_warps": 1},
+    # 16 elements a thread, WIDTH channels of a token one after the other; at most 80 registers
+    "group_norm": {"TILE": 2048, "WIDTH": 64, "num_warps": 4},
+    "group_norm_backward": {"TILE": 2048, "WIDTH": 64, "num_warps": 4},
     # a token whole: at most 74 registers where tokens are aligned, 97 KiB of shared memory
     "attention_colsum": {
         "QUERIES": 64,

@@ -9,6 +9,7 @@ import pytest
 import test_attention_colsum as colsum
 import test_blur
 import test_gram
+import test_group_norm as norm
 import test_identity_attention as identity
 import torch
 from loop import loop_of
@@ -210,6 +211,38 @@ def test_gram_does_not_wait_for_the_device_and_is_captured():
         captured = ops.gram(**there)
     graph.replay()
     assert torch.equal(captured, want)
+
+
+def norm_on_gpu(case):
+    """The case on the GPU, where a row that is expanded to all stays so."""
+    moved = {n: v.cuda() for n, v in case.items() if isinstance(v, torch.Tensor)}
+    return {**case, **moved, "beta": case["beta"][:1].cuda().expand(case["beta"].shape)}
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [*norm.SIZES[1:], (2, 4096, 320, 32), (1, 9, 2048, 1)], ids=str)
+def test_group_norm_and_its_gradient_equal_the_reference(size, dtype, silu):
+    case = norm.make(size, dtype, offset=3.0, silu=silu)
+    outward, there = norm.outward_of(case), norm_on_gpu(case)
+    given = [t.requires_grad_() for t in norm.inputs(there)]
+    out, wide = ops.group_norm(**there), norm.exact(case)
+    want = reference.group_norm(**wide)
+    norm.close(out.cpu(), want, dtype, norm.slack(case))
+    found = torch.autograd.grad(out, given, outward.cuda())
+    expected = torch.autograd.grad(want, norm.inputs(wide), outward.double())
+    for one, other, kind in zip(found, expected, (dtype, *2 * [torch.float32]), strict=True):
+        norm.close(one.cpu(), other, kind, 3.0 * norm.slack(case))
+    again = torch.autograd.grad(ops.group_norm(**there), given, outward.cuda())
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+@pytest.mark.parametrize(("offset", "deviation"), [(100.0, 1.0), (-3e4, 5.0), (1.0, 1e-3)])
+def test_group_norm_of_a_mean_far_above_the_deviation(offset, deviation):
+    case = norm.make((2, 1000, 48, 4), offset=offset, deviation=deviation)
+    case["eps"] = 1e-12
+    want = reference.group_norm(**norm.exact(case))
+    norm.close(ops.group_norm(**norm_on_gpu(case)).cpu(), want, torch.float32, norm.slack(case))
 
 
 def heads_on_gpu(case):

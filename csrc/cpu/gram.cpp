@@ -14,9 +14,9 @@
 #include <optional>
 #include <vector>
 
-#include "../inline.h"
 #include "branch.h"
 #include "clones.h"
+#include "vectors.h"
 
 namespace fastguide {
 namespace {
@@ -55,28 +55,20 @@ struct Streams {
   int64_t deltas, factored;
 };
 
-template <int64_t WIDTH>
-struct Vectors {
-  typedef float Float __attribute__((vector_size(WIDTH * sizeof(float))));
-  typedef double Double __attribute__((vector_size(WIDTH * sizeof(double))));
-  typedef uint32_t Bits __attribute__((vector_size(WIDTH * sizeof(uint32_t))));
-  typedef uint16_t Half __attribute__((vector_size(WIDTH * sizeof(uint16_t))));
-};
-
 // Elements of a stream that come so much later are asked for early: there are too many streams for
 // the processor to see them all.
 template <typename Vector, typename T>
-FASTGUIDE_INLINE void read(Vector& vector, const T* from) {
+FASTGUIDE_INLINE void read_ahead(Vector& vector, const T* from) {
   __builtin_prefetch(from + kRun);
-  std::memcpy(&vector, from, sizeof vector);
+  read(vector, from);
 }
 
 template <int64_t WIDTH>
 FASTGUIDE_INLINE void load(typename Vectors<WIDTH>::Float& out, const Stream& stream, int64_t i) {
   using Bits = typename Vectors<WIDTH>::Bits;
-  if (stream.type == Type::kFloat) return read(out, static_cast<const float*>(stream.data) + i);
+  if (stream.type == Type::kFloat) return read_ahead(out, static_cast<const float*>(stream.data) + i);
   typename Vectors<WIDTH>::Half half;
-  read(half, static_cast<const uint16_t*>(stream.data) + i);
+  read_ahead(half, static_cast<const uint16_t*>(stream.data) + i);
   Bits bits = __builtin_convertvector(half, Bits);
   if (stream.type == Type::kBFloat16) {
     bits <<= 16;
@@ -102,7 +94,7 @@ FASTGUIDE_INLINE void add_products(double* totals, const Streams s, int64_t coun
     for (int64_t i = start; i < end; i += WIDTH) {
       Float v[N], x, factor;
       load<WIDTH>(v[0], s.branches[0], i);
-      read(x, s.x + i);
+      read_ahead(x, s.x + i);
       // in fp64: what is left of large terms may be small
       const Double image = s.of_x * __builtin_convertvector(x, Double) +
                            s.of_prediction * __builtin_convertvector(v[0], Double);
@@ -113,7 +105,7 @@ FASTGUIDE_INLINE void add_products(double* totals, const Streams s, int64_t coun
         if (!(s.deltas >> k & 1)) v[k + 1] = v[0] - v[k + 1];
       }
       if (s.factored) {
-        read(factor, s.factor + i);
+        read_ahead(factor, s.factor + i);
 #pragma GCC unroll 16
         for (int64_t k = 1; k < N - 1; ++k) {
           if (s.factored >> k & 1) v[k + 1] *= factor;

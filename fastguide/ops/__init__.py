@@ -8,6 +8,7 @@ an op first runs on a GPU.
 from fastguide.ops.attention_colsum import attention_colsum
 from fastguide.ops.blur import blur
 from fastguide.ops.gram import gram
+from fastguide.ops.group_norm import group_norm
 from fastguide.ops.identity_attention import identity_attention
 from fastguide.ops.noise import as_seeds, derive_seeds, noise
 from fastguide.ops.step import as_planes, step
@@ -19,6 +20,7 @@ __all__ = [
     "blur",
     "derive_seeds",
     "gram",
+    "group_norm",
     "identity_attention",
     "noise",
     "step",

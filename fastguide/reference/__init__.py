@@ -5,6 +5,7 @@ to.
 from fastguide.reference.attention import attention_colsum, identity_attention
 from fastguide.reference.blur import blur
 from fastguide.reference.gram import gram
+from fastguide.reference.group_norm import group_norm
 from fastguide.reference.noise import noise, philox4x32
 from fastguide.reference.step import combine, step
 
@@ -13,6 +14,7 @@ __all__ = [
     "blur",
     "combine",
     "gram",
+    "group_norm",
     "identity_attention",
     "noise",
     "philox4x32",
