@@ -403,50 +403,6 @@ def test_an_exception_leaves_nothing_behind():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in pipe.unet.modules())
 
 
-def test_text_is_projected_once():
-    pipe = sd_pipe()
-    calls = []
-    for name, module in pipe.unet.named_modules():
-        if name.endswith(("attn2.to_k", "attn2.to_v")):
-            module.register_forward_hook(lambda *_: calls.append(1))
-    layers = sum(name.endswith("attn2") for name, _ in pipe.unet.named_modules())
-    fg.accelerate(pipe, fg.CFG(4.0))(**sd_call(num_inference_steps=5))
-    assert len(calls) == 2 * layers
-    calls.clear()
-    model = fg.from_diffusers(pipe.unet, pipe.scheduler)
-    text = rand(B, 7, 24, seed=1)
-    fg.sample(model, text, fg.CFG(4.0), steps=5, seeds=range(B), negative=-text)
-    assert len(calls) == 2 * 2 * layers
-
-
-def test_rows_that_are_off_are_not_run():
-    pipe = sd_pipe()
-    rows = []
-    pipe.unet.conv_out.register_forward_hook(lambda m, i, o: rows.append(len(o) // B))
-    half = fg.CFG(4.0, schedule=lambda at: float(at.t > 500))
-    fg.accelerate(pipe, half + fg.PAG(1.0))(**sd_call())
-    assert rows == [3, 3, 2, 2]
-    rows.clear()
-    fg.accelerate(pipe, half)(**sd_call())
-    assert rows == [2, 2, 1, 1]
-
-
-def test_the_stem_and_the_prefix_run_once():
-    pipe = sd_pipe()
-    rows = {}
-
-    def watch(name):
-        pipe.unet.get_submodule(name).register_forward_hook(
-            lambda m, i, o, name=name: rows.update({name: len(o) // B})
-        )
-
-    names = ["conv_in", "down_blocks.0.resnets.0", "down_blocks.1.resnets.0", "mid_block.resnets.1"]
-    for name in names:
-        watch(name)
-    fg.accelerate(pipe, fg.CFG(4.0) + fg.PAG(1.0))(**sd_call(num_inference_steps=1))
-    assert [rows[name] for name in names] == [1, 1, 2, 3]
-
-
 # Errors
 
 

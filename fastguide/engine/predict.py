@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from fastguide.engine.passes import Conditions, Pass, Passes
 from fastguide.engine.pattern import MOVED, Pattern
 from fastguide.engine.plan import Fact, Plan
 from fastguide.engine.rows import Context, bind, run_program
-from fastguide.guidance.base import POSITIVE, Branch
+from fastguide.guidance.base import POSITIVE, Branch, Other
 from fastguide.staged import Normalized
 
 STEP, STEP_16_BIT = 0.003, 0.1  # of REG's mode "difference", in units of sigma
@@ -48,6 +48,7 @@ class Predict:
             for one in of_pattern.all
             if not one.draws_condition
         }
+        self.times = _times(plan, passes)
         self.side: torch.cuda.Stream | None = None
         if any(one.beside for one in passes.values()):
             self.side = torch.cuda.Stream(seeds.device)
@@ -139,7 +140,7 @@ class Predict:
             x = x[:batch].repeat(one.program.inputs, *[1] * (x.ndim - 1))
         outputs = self.outputs if net is None else net.model.outputs
         shape = (outputs * x.shape[1], *x.shape[2:])
-        bound, t = self._bound(one, context), self.plan.times[e]
+        bound, t = self._bound(one, context), self.times[net][e]
         return self._execute(one.program, x, t, bound, batch, shape, context, differentiate)
 
     def _bound(self, one: Pass, context: Context) -> list[dict[int, Any]]:
@@ -170,3 +171,14 @@ class Predict:
         x = ((state + offset) * facts[Fact.INPUT_SCALE]).to(self.dtype)
         prediction = self._run(e, one, x, context)[branch][:, : state.shape[1]]
         return prediction.float() + facts[Fact.MOVE] * offset
+
+
+def _times(plan: Plan, passes: Mapping[Pattern, Passes]) -> dict[Other | None, Sequence[Tensor]]:
+    """For each network what its rows have for a time at each evaluation."""
+    found: dict[Other | None, Sequence[Tensor]] = {}
+    for one in (one for of_pattern in passes.values() for one in of_pattern.all):
+        net = one.rows[0].net
+        if net not in found:
+            table = plan.times if one.embed_times is None else one.embed_times(plan.times)
+            found[net] = table.unbind()
+    return found

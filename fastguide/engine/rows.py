@@ -56,7 +56,7 @@ def run_program(
 
     Args:
         x: `[inputs B, *shape]`.
-        t: the network's time, a scalar tensor.
+        t: what every row has for a time: a scalar tensor, or `[...]` of the network's making.
         conds: of `bind`.
         batch: B.
         differentiate: of a program with a graph: given x `[B, *shape]` and the positive rows'
@@ -74,7 +74,10 @@ def run_program(
             state: Any = None if part.source is None else saved[part.source, part.start]
             if part.source is None:
                 given = leaf.repeat(x.shape[0] // batch, *[1] * (x.ndim - 1)) if graph else x
-                state = (_moved(given, part.rows, batch, context.move), t.expand(x.shape[0]))
+                state = (
+                    _moved(given, part.rows, batch, context.move),
+                    t.expand(x.shape[0], *t.shape),
+                )
             for index, step in enumerate(part.steps, part.start):
                 if step.forks:
                     state = _forked(state, step.forks, batch)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastguide.adapters.diffusers.attention import self_attention
@@ -19,7 +20,7 @@ class State(NamedTuple):
     """What flows from stage to stage; `grid` is shared by all rows."""
 
     tokens: Tensor  # [rows, h w, C]
-    t: Tensor  # [rows]
+    time: Tensor  # [rows, blocks, C]: the time's part of each block's embedding
     grid: tuple[int, int]
 
 
@@ -38,9 +39,14 @@ class DiT(Adapted):
         names = [f"transformer_blocks.{i}" for i in range(len(self.net.transformer_blocks))]
         blocks = (
             Stage(
-                name, partial(_block, block, name), (name,), cond=True, timed=True, skippable=True
+                name,
+                partial(_block, block, i, name),
+                (name,),
+                cond=True,
+                timed=True,
+                skippable=True,
             )
-            for name, block in zip(names, self.net.transformer_blocks, strict=True)
+            for i, (name, block) in enumerate(zip(names, self.net.transformer_blocks, strict=True))
         )
         return (Stage("pos_embed", self.embed), *blocks, Stage("proj_out", self.head, cond=True))
 
@@ -49,6 +55,16 @@ class DiT(Adapted):
         """The block halfway."""
         return (f"transformer_blocks.{len(self.net.transformer_blocks) // 2}",)
 
+    @property
+    def embedders(self) -> tuple[nn.Module, ...]:
+        return tuple(block.norm1.emb.timestep_embedder for block in self.net.transformer_blocks)
+
+    def of_times(self, t: Tensor) -> Tensor:
+        """The time's part of each block's embedding, `[n, blocks, C]`."""
+        t, dtype = t * self.time_scale, dtype_of(self.net)
+        parts = (block.norm1.emb for block in self.net.transformer_blocks)
+        return torch.stack([e.timestep_embedder(e.time_proj(t).to(dtype)) for e in parts], 1)
+
     def embed(
         self, inputs: tuple[Tensor, Tensor], cond: Any = None, routing: Routing = PLAIN
     ) -> State:
@@ -56,12 +72,12 @@ class DiT(Adapted):
         x, t = inputs
         patch = self.net.patch_size
         grid = (x.shape[2] // patch, x.shape[3] // patch)
-        return State(self.net.pos_embed(x.to(dtype_of(self.net))), t * self.time_scale, grid)
+        return State(self.net.pos_embed(x.to(dtype_of(self.net))), self.embedded(t), grid)
 
     def head(self, state: State, cond: Any = None, routing: Routing = PLAIN) -> Tensor:
         """Tokens to pixels, under the first block's embedding."""
         net, tokens = self.net, state.tokens
-        embedding = net.transformer_blocks[0].norm1.emb(state.t, cond, hidden_dtype=tokens.dtype)
+        embedding = _embedding(net.transformer_blocks[0], 0, state, cond)
         shift, scale = net.proj_out_1(F.silu(embedding)).chunk(2, dim=1)
         tokens = net.norm_out(tokens) * (1 + scale[:, None]) + shift[:, None]
         return patches_to_pixels(net.proj_out_2(tokens), state.grid, net.patch_size)
@@ -70,10 +86,15 @@ class DiT(Adapted):
         return Call(x, fixed["class_labels"], varying)
 
 
-def _block(block: Any, name: str, state: State, cond: Any, routing: Routing) -> State:
+def _embedding(block: Any, i: int, state: State, cond: Any) -> Tensor:
+    """The embedding of time and label in block i."""
+    return state.time[:, i] + block.norm1.emb.class_embedder(cond)
+
+
+def _block(block: Any, i: int, name: str, state: State, cond: Any, routing: Routing) -> State:
     tokens = shuffled(state.tokens, name, routing)
     norm = block.norm1
-    embedding = timed(norm.emb(state.t, cond, hidden_dtype=tokens.dtype), name, routing)
+    embedding = timed(_embedding(block, i, state, cond), name, routing)
     vectors = norm.linear(norm.silu(embedding)).unsqueeze(1).chunk(6, dim=2)
     shift, scale, gate, shift_ff, scale_ff, gate_ff = vectors
     normal = norm.norm(tokens) * (1 + scale) + shift

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastguide.adapters.diffusers.attention import (
@@ -101,23 +101,27 @@ class Flux(Adapted):
         names = [name for stage in self.stages for name in stage.layers if name != TIME]
         return (names[len(names) // 2],)
 
+    @property
+    def embedders(self) -> tuple[nn.Module, ...]:
+        return (self.net.time_text_embed.timestep_embedder,)
+
+    def of_times(self, t: Tensor) -> Tensor:
+        """The time's part of the embedding, `[n, C]`."""
+        embed = self.net.time_text_embed
+        dtype = dtype_of(self.net)
+        return embed.timestep_embedder(embed.time_proj(t.to(dtype) * self.time_scale).to(dtype))
+
     def embed(
         self, inputs: tuple[Tensor, Tensor], cond: Any = None, routing: Routing = PLAIN
     ) -> State:
         """2 x 2 pixels to tokens; time to its embedding."""
         x, t = inputs
-        dtype, embed, packed, grid = (
-            dtype_of(self.net),
-            self.net.time_text_embed,
-            x.ndim == 3,
-            self.grid,
-        )
+        packed, grid = x.ndim == 3, self.grid
         if not packed:
             grid = (x.shape[2] // 2, x.shape[3] // 2)
             x = F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
-        t = t.to(dtype) * self.time_scale
-        time = embed.timestep_embedder(embed.time_proj(t).to(dtype))
-        return State(self.net.x_embedder(x.to(dtype)), None, time, None, grid, 0, packed)
+        image = self.net.x_embedder(x.to(dtype_of(self.net)))
+        return State(image, None, self.embedded(t), None, grid, 0, packed)
 
     def condition(self, state: State, cond: Any = None, routing: Routing = PLAIN) -> State:
         """The text's tokens; the embedding of time, guidance and pooled text."""

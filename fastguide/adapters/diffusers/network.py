@@ -43,6 +43,27 @@ class Adapted(nn.Module):
         self.arguments = tuple(inspect.signature(type(net).forward).parameters)[1:]
 
     @property
+    def embedders(self) -> tuple[nn.Module, ...]:
+        """The modules that `of_times` runs."""
+        raise NotImplementedError
+
+    def of_times(self, t: Tensor) -> Tensor:
+        """What the network makes of times `[n]` alone, `[n, ...]`."""
+        raise NotImplementedError
+
+    def embed_times(self, t: Tensor) -> Tensor:
+        """`of_times` of a run's times: at once where that is as each by itself, which it is not
+        where activations are quantised by the largest.
+        """
+        if all(_in_rows(m) for embedder in self.embedders for m in embedder.modules()):
+            return self.of_times(t)
+        return torch.cat([self.of_times(one) for one in t.split(1)])
+
+    def embedded(self, t: Tensor) -> Tensor:
+        """`of_times` of a state's second part, which may be that already."""
+        return self.of_times(t) if t.ndim == 1 else t
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         raise NotImplementedError
 
@@ -94,6 +115,13 @@ class Adapted(nn.Module):
     def conditions(self, x: Tensor, fixed: dict[str, Any], varying: dict[str, Any]) -> Call:
         """The arguments as `cond` has them."""
         return Call(x, fixed or None, varying)
+
+
+def _in_rows(module: nn.Module) -> bool:
+    """Whether a part of an embedder is known to treat each row by itself."""
+    if type(module) is nn.Linear:
+        return type(module.weight) in (nn.Parameter, Tensor)
+    return next(module.children(), None) is not None or not module.state_dict()
 
 
 def _is_given(value: Any) -> bool:

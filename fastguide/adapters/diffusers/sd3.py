@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastguide.adapters.diffusers.attention import (
     Grid,
@@ -61,17 +61,24 @@ class SD3(Adapted):
         """The block halfway."""
         return (f"transformer_blocks.{len(self.net.transformer_blocks) // 2}",)
 
+    @property
+    def embedders(self) -> tuple[nn.Module, ...]:
+        return (self.net.time_text_embed.timestep_embedder,)
+
+    def of_times(self, t: Tensor) -> Tensor:
+        """The time's part of the embedding, `[n, C]`."""
+        embed = self.net.time_text_embed
+        return embed.timestep_embedder(embed.time_proj(t * self.time_scale).to(dtype_of(self.net)))
+
     def embed(
         self, inputs: tuple[Tensor, Tensor], cond: Any = None, routing: Routing = PLAIN
     ) -> State:
         """Patches to tokens; time to its embedding."""
         x, t = inputs
-        dtype, embed = dtype_of(self.net), self.net.time_text_embed
         patch = self.net.config.patch_size
         grid = (x.shape[2] // patch, x.shape[3] // patch)
-        image = self.net.pos_embed(x.to(dtype)).contiguous()
-        time = embed.timestep_embedder(embed.time_proj(t * self.time_scale).to(dtype))
-        return State(image, None, time, grid)
+        image = self.net.pos_embed(x.to(dtype_of(self.net))).contiguous()
+        return State(image, None, self.embedded(t), grid)
 
     def condition(self, state: State, cond: Any = None, routing: Routing = PLAIN) -> State:
         """The text's tokens; the embedding of time and pooled text."""
