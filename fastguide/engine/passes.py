@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -51,7 +52,7 @@ class Pass:
     program: Program
     embed_times: Callable[[Tensor], Tensor] | None = None
 
-    @property
+    @cached_property
     def draws_condition(self) -> bool:
         """Whether a row has a random condition."""
         return any(row.cond == "random" for row in self.rows)
@@ -77,7 +78,7 @@ class Passes:
         """How many copies of x the first pass is given."""
         return self.first.program.inputs
 
-    @property
+    @cached_property
     def draws(self) -> bool:
         """Whether anything is drawn beside the update's noise."""
         masks = [row.degraded.mask for one in self.others for row in one.rows if row.degraded]

@@ -64,12 +64,12 @@ class Predict:
             state: x in fp32 and unscaled, `[B, *shape]`.
             graph: is given that of the positive rows, where they are differentiated.
         """
-        context, h = self._context(e, pattern)
-        how = pattern.rectified
-        only_factor = not any(branch.derived for branch in pattern.branches)
+        passes, how = self.passes[pattern], pattern.rectified
+        context, h = self._context(e, pattern, passes)
 
         def differentiate(leaf: Tensor, output: Tensor) -> None:
             assert graph is not None
+            only_factor = not any(branch.derived for branch in pattern.branches)
             graph.take(leaf, output)
             if pattern.refreshed and how is not None and how.mode == "vjp":
                 product = graph.product(None, keep=not only_factor)
@@ -77,10 +77,10 @@ class Predict:
             if only_factor:
                 graph.release()
 
-        passes = self.passes[pattern]
         parts = self._other_networks(e, passes, x, context, state.shape[1])
         for rows, output in self._run(e, passes.first, x, context, differentiate).items():
-            for head, part in enumerate(output.chunk(self.outputs, 1)):
+            heads = (output,) if self.outputs == 1 else output.chunk(self.outputs, 1)
+            for head, part in enumerate(heads):
                 parts[rows.with_head(head)] = part
         if self.side is not None and passes.beside:
             torch.cuda.current_stream().wait_stream(self.side)
@@ -94,18 +94,18 @@ class Predict:
                 parts[branch] = self._degraded(e, one, parts[branch.source], state, context)
         return parts
 
-    def _context(self, e: int, pattern: Pattern) -> tuple[Context, Tensor | None]:
+    def _context(self, e: int, pattern: Pattern, passes: Passes) -> tuple[Context, Tensor | None]:
         """What layers may need, and how far a moved row is from x, where there is one."""
-        facts, nag, h = self.plan.facts[e], None, None
+        view, nag, h = self.plan.views[e], None, None
         if pattern.nag is not None:
             nag = Normalized(self.plan.nag[e], pattern.nag.tau, pattern.nag.alpha)
-        seeds = ops.derive_seeds(self.seeds, e) if self.passes[pattern].draws else None
+        seeds = ops.derive_seeds(self.seeds, e) if passes.draws else None
         how = pattern.rectified
         if pattern.refreshed and how is not None and how.mode == "difference":
             usual = STEP if self.dtype == torch.float32 else STEP_16_BIT
-            h = (how.step or usual) * facts[Fact.SIGMA]
-        move = None if h is None else facts[Fact.INPUT_SCALE] * h
-        return Context(seeds, facts[Fact.TIME], nag, move), h
+            h = (how.step or usual) * view.facts[Fact.SIGMA]
+        move = None if h is None else view.facts[Fact.INPUT_SCALE] * h
+        return Context(seeds, view.time, nag, move), h
 
     def _other_networks(
         self, e: int, passes: Passes, x: Tensor, context: Context, channels: int

@@ -91,7 +91,7 @@ def run_program(
             with torch.enable_grad():
                 differentiate(leaf, state[:batch])
             state = state.detach()
-        outputs.update(zip(part.rows, state.split(batch), strict=True))
+        outputs.update(zip(part.rows, state.chunk(len(part.rows)), strict=True))
     return outputs
 
 
@@ -101,13 +101,10 @@ def _detached(leaf: Any) -> Any:
 
 def _moved(x: Tensor, rows: tuple[Branch, ...], batch: int, move: Tensor | None) -> Tensor:
     """`x` with the blocks of the rows that are `moved` moved."""
-    blocks = x.split(batch)
-    if not any(row.moved for row in rows[: len(blocks)]):
+    if move is None:
         return x
-    assert move is not None
-    return torch.cat(
-        [(b + move).to(b.dtype) if row.moved else b for row, b in zip(rows, blocks, strict=False)]
-    )
+    blocks = zip(rows, x.split(batch), strict=False)
+    return torch.cat([(b + move).to(b.dtype) if row.moved else b for row, b in blocks])
 
 
 def _run(

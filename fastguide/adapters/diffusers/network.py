@@ -117,6 +117,47 @@ class Adapted(nn.Module):
         return Call(x, fixed or None, varying)
 
 
+class Gather:
+    """`net.gather` of a pipeline's calls, worked out anew where they say something new."""
+
+    def __init__(self, net: Any) -> None:
+        self.net = net
+        self.own = {net.arguments[0], "timestep"}
+        self.forget()
+
+    def forget(self) -> None:
+        """Hold nothing of the last call."""
+        self._given: dict[str, Any] = {}
+        self._call: Call | None = None
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """What the call means."""
+        last = self._call
+        if last is not None and len(args) <= 2 and self._repeats(kwargs):
+            x = args[0] if args else kwargs[self.net.arguments[0]]
+            return Call(x, last.fixed, last.varying)
+        call = self.net.gather(args, kwargs)
+        stays = not call.varying and len(args) <= 2
+        self._given, self._call = (kwargs, call) if stays else ({}, None)
+        return call
+
+    def _repeats(self, kwargs: dict[str, Any]) -> bool:
+        if len(kwargs) != len(self._given):
+            return False
+        for name, value in kwargs.items():
+            old = self._given.get(name, self)
+            if value is not old and name not in self.own and not _same_leaves(value, old):
+                return False
+        return True
+
+
+def _same_leaves(one: Any, other: Any) -> bool:
+    """Whether two dicts hold the same objects."""
+    if not isinstance(one, dict) or not isinstance(other, dict) or len(one) != len(other):
+        return False
+    return all(other.get(name, other) is value for name, value in one.items())
+
+
 def _in_rows(module: nn.Module) -> bool:
     """Whether a part of an embedder is known to treat each row by itself."""
     if type(module) is nn.Linear:
@@ -144,4 +185,13 @@ def patches_to_pixels(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tens
 
 def dtype_of(net: nn.Module) -> torch.dtype:
     """The floating-point type that the network computes in."""
-    return next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+    return _dtype_of(net) or torch.float32
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype | None:
+    # a walk of our own, because each evaluation asks: parameters() takes four times as long
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter.is_floating_point():
+            return parameter.dtype
+    found = (_dtype_of(child) for child in module._modules.values() if child is not None)
+    return next((dtype for dtype in found if dtype is not None), None)

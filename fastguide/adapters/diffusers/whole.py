@@ -39,7 +39,7 @@ class Whole(nn.Module):
         """The prediction."""
         given = {"encoder_hidden_states": cond} if isinstance(cond, Tensor) else (cond or {})
         arguments = {**self.static, **given, self.arguments[0]: x.to(dtype_of(self.net))}
-        arguments["timestep"] = t * self.time_scale
+        arguments["timestep"] = t if self.time_scale == 1.0 else t * self.time_scale
         return self.net(**arguments, return_dict=False)[0]
 
     def prepare(self, cond: Any) -> Any:
