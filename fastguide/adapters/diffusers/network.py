@@ -158,11 +158,15 @@ def _same_leaves(one: Any, other: Any) -> bool:
     return all(other.get(name, other) is value for name, value in one.items())
 
 
+def is_plain(module: object) -> bool:
+    """Whether it is a linear layer with ordinary weights."""
+    return type(module) is nn.Linear and type(module.weight) in (nn.Parameter, Tensor)
+
+
 def _in_rows(module: nn.Module) -> bool:
     """Whether a part of an embedder is known to treat each row by itself."""
-    if type(module) is nn.Linear:
-        return type(module.weight) in (nn.Parameter, Tensor)
-    return next(module.children(), None) is not None or not module.state_dict()
+    holds_nothing = not module.state_dict()
+    return is_plain(module) or holds_nothing or next(module.children(), None) is not None
 
 
 def _is_given(value: Any) -> bool:
