@@ -10,6 +10,8 @@ A network has `stages`, which run in order, and `middle`, the names that "mid" s
 A network may have `embed_times`, what it makes of times alone: `t [n]` to `[n, ...]`. It is asked
 for all evaluations of a run at once, and the state begins with rows of that in place of t.
 
+A network without stages may say `why_not_staged`, for errors.
+
 A state is a pytree of tensors whose first dimension is the rows; other leaves are shared by all
 rows. Rows come in blocks of B, one block a branch. Stages never write to their input, so that the
 engine can keep a state and go on from it twice.

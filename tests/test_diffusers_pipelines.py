@@ -445,8 +445,38 @@ def test_networks_that_are_not_staged():
     check(result(fg.accelerate(pipe, fg.CFG(4.0))(**sd_call())), want)
     icg = result(fg.accelerate(pipe, fg.CFG(4.0) + fg.ICG(2.0))(**sd_call()))
     assert (icg - want).abs().max() > 0.01
-    with pytest.raises(ValueError, match=r"the layers \['mid'\], but FreeU is enabled on it"):
+    why = (
+        r"the layers \['mid'\], but the UNet2DConditionModel cannot run in stages: FreeU is enabled"
+    )
+    with pytest.raises(ValueError, match=why):
         fg.accelerate(pipe, fg.PAG(1.0))
+    with pytest.raises(ValueError, match=why):
+        fg.Sampler(fg.from_diffusers(net, pipe.scheduler), fg.PAG(1.0))
+    model = fg.from_diffusers(net, pipe.scheduler)
+    text = rand(B, 7, 24, seed=1)
+    known = {"steps": 4, "seeds": range(B), "negative": -text}
+    net.disable_freeu()
+    staged = fg.from_diffusers(net, pipe.scheduler)
+    net.enable_freeu(1.0, 1.0, 1.0, 1.0)  # enabled, but of no effect
+    check(
+        fg.sample(staged, text, fg.CFG(4.0), **known), fg.sample(model, text, fg.CFG(4.0), **known)
+    )
+
+
+def test_what_is_missing_is_named():
+    """By the sampler and the pipeline alike: the class, or the part of it that is not known."""
+    gated = sd(attention_type="gated")
+    cases = {
+        "UNet2DConditionModel cannot run in stages: its transformers have GLIGEN": gated,
+        "fastguide has no stages for a HunyuanDiT2DModel": diffusers.HunyuanDiT2DModel(
+            num_layers=2, num_attention_heads=2, attention_head_dim=8, in_channels=4, sample_size=8
+        ),
+    }
+    for why, net in cases.items():
+        with pytest.raises(ValueError, match=why):
+            fg.Sampler(fg.from_diffusers(net, ddim(), (4, 16, 16)), fg.PAG(1.0))
+    with pytest.raises(ValueError, match="its transformers have GLIGEN"):
+        fg.accelerate(sd_pipe(unet=gated), fg.PAG(1.0))
 
 
 def test_another_processor_is_not_passed_by():
@@ -461,7 +491,7 @@ def test_another_processor_is_not_passed_by():
     pipe = sd_pipe(unet=net)
     want = result(pipe(**sd_call(guidance_scale=4.0)))
     check(result(fg.accelerate(pipe, fg.CFG(4.0))(**sd_call())), want)
-    with pytest.raises(ValueError, match="but it has the attention processor Mine"):
+    with pytest.raises(ValueError, match="it has the attention processor Mine"):
         fg.accelerate(pipe, fg.PAG(1.0))
 
 

@@ -105,13 +105,13 @@ class Pattern:
         return sum(len(rows) for rows in self.passes)
 
 
-def no_layers(layers: Layers) -> tuple[str, ...]:
-    """What a network without stages answers to the layers of a perturbation."""
-    raise ValueError(
-        f"guidance perturbs the layers {list(layers)}, but the network has no stages, or was "
-        "compiled as one piece, so that its layers cannot be reached (fastguide.staged says what a "
-        "network needs)"
+def no_layers(layers: Layers, why: str | None = None) -> tuple[str, ...]:
+    """What a network without stages answers to the layers of a perturbation; `why` it has none."""
+    why = why or (
+        "the network has no stages, or was compiled as one piece, so that its layers cannot be "
+        "reached (fastguide.staged says what a network needs)"
     )
+    raise ValueError(f"guidance perturbs the layers {list(layers)}, but {why}")
 
 
 def make_patterns(

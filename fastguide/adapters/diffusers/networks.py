@@ -64,7 +64,9 @@ def adapt(net: nn.Module, time_scale: float = 1.0) -> Adapted | Whole:
     staged, what_is_missing = STAGED[name]
     why = _unknown_processor(net) or what_is_missing(net)
     _check_channels(net, name, why)
-    return staged(net, time_scale) if why is None else Whole(net, time_scale, why)
+    if why is None:
+        return staged(net, time_scale)
+    return Whole(net, time_scale, f"the {name} cannot run in stages: {why}")
 
 
 def _check_channels(net: Any, name: str, why: str | None) -> None:

@@ -22,7 +22,7 @@ from fastguide.conditions import named_conditions, random_condition
 from fastguide.engine.evaluate import EMPTY, Evaluate
 from fastguide.engine.gradient import differentiable
 from fastguide.engine.passes import Conditions, Passes, make_passes
-from fastguide.engine.pattern import Pattern
+from fastguide.engine.pattern import Pattern, no_layers
 from fastguide.engine.plan import Plan, make_plan
 from fastguide.engine.run import update
 from fastguide.guidance.base import Guidance
@@ -228,7 +228,7 @@ class Run:
 
     def _choose(self, layers: Layers) -> tuple[str, ...]:
         if isinstance(self.net, Whole):
-            raise ValueError(f"guidance perturbs the layers {list(layers)}, but {self.net.why}")
+            return no_layers(layers, self.net.why_not_staged)
         return choose_layers(layers, self.net)
 
     def _bind_fixed(self, fixed: Any) -> bool:

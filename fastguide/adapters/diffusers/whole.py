@@ -13,13 +13,13 @@ class Whole(nn.Module):
     """`net(x, t, **cond)`; a `cond` that is a tensor is its `encoder_hidden_states`.
 
     Args:
-        why: why it does not run in stages.
+        why_not_staged: what is missing for stages.
     """
 
-    def __init__(self, net: Any, time_scale: float, why: str) -> None:
+    def __init__(self, net: Any, time_scale: float, why_not_staged: str) -> None:
         super().__init__()
         self.net = net
-        self.time_scale, self.why = time_scale, why
+        self.time_scale, self.why_not_staged = time_scale, why_not_staged
         self.static: dict[str, Any] = {}  # arguments that are the same for all rows
         self.arguments, self.channels = Adapted(net).arguments, int(net.config.in_channels)
 
