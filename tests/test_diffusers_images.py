@@ -177,3 +177,16 @@ def test_masks_in_the_input_of_other_networks_are_an_error():
     net.enable_freeu(0.9, 0.2, 1.2, 1.4)
     with pytest.raises(ValueError, match=r"9 channels .* but FreeU is enabled on it"):
         fg.accelerate(sd_pipe(unet=net))
+
+
+def test_another_network_with_masks_in_its_input():
+    pipe = made("StableDiffusionInpaintPipeline", sd_pipe(unet=sd(in_channels=9)))
+    call = image_call("StableDiffusionInpaintPipeline")
+    want = result(pipe(**call, guidance_scale=1.0))
+    same = fg.from_diffusers(pipe.unet, pipe.scheduler)
+    weak = fg.from_diffusers(sd(in_channels=9, layers_per_block=2), pipe.scheduler)
+    call = image_call("StableDiffusionInpaintPipeline")
+    check(result(fg.accelerate(pipe, fg.AutoGuidance(same, 2.0))(**call)), want)
+    call = image_call("StableDiffusionInpaintPipeline")
+    got = result(fg.accelerate(pipe, fg.AutoGuidance(weak, 2.0))(**call))
+    assert (got - want).abs().max() > 10 * LIMIT * want.abs().max()

@@ -76,7 +76,7 @@ def test_a_table_of_times_is_each_by_itself(family):
     assert (table[0] - table[1]).abs().max() > 0.1 * table[0].abs().max()
     args, kwargs = call()
     x, cond, _ = net.gather((*args, torch.tensor(1.0)), kwargs)
-    given = t[1].expand(B)
+    x, given = net.unpack(x), t[1].expand(B)
     with torch.no_grad():
         want = net(x, given, cond)
         got = net(x, table[1].expand(B, *table.shape[1:]), cond)

@@ -469,7 +469,12 @@ def test_what_is_missing_is_named():
     cases = {
         "UNet2DConditionModel cannot run in stages: its transformers have GLIGEN": gated,
         "fastguide has no stages for a HunyuanDiT2DModel": diffusers.HunyuanDiT2DModel(
-            num_layers=2, num_attention_heads=2, attention_head_dim=8, in_channels=4, sample_size=8
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=4,
+            sample_size=8,
+            patch_size=2,
         ),
     }
     for why, net in cases.items():

@@ -1,7 +1,7 @@
 """FluxTransformer2DModel in stages: joint blocks, then single blocks on text and image as one.
 
 `cond` is a dict of "text" `[rows, T, D]`, "pooled" `[rows, E]` and, for guidance-distilled weights,
-"guidance" `[rows]`. x is `[rows, C, H, W]`, or packed `[rows, h w, 4 C]` as in pipelines.
+"guidance" `[rows]`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ class State(NamedTuple):
     rope: Rope | None
     grid: Grid
     before: int  # text tokens in `image`
-    packed: bool  # whether x was
 
 
 class Flux(Adapted):
@@ -116,12 +115,9 @@ class Flux(Adapted):
     ) -> State:
         """2 x 2 pixels to tokens; time to its embedding."""
         x, t = inputs
-        packed, grid = x.ndim == 3, self.grid
-        if not packed:
-            grid = (x.shape[2] // 2, x.shape[3] // 2)
-            x = F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
-        image = self.net.x_embedder(x.to(dtype_of(self.net)))
-        return State(image, None, self.embedded(t), None, grid, 0, packed)
+        image = self.net.x_embedder(self.pack(x.to(dtype_of(self.net))))
+        grid = (x.shape[2] // 2, x.shape[3] // 2)
+        return State(image, None, self.embedded(t), None, grid, 0)
 
     def condition(self, state: State, cond: Any = None, routing: Routing = PLAIN) -> State:
         """The text's tokens; the embedding of time, guidance and pooled text."""
@@ -140,9 +136,14 @@ class Flux(Adapted):
         """Tokens to pixels."""
         image = state.image[:, state.before :]
         tokens = self.net.proj_out(self.net.norm_out(image, state.embedding))
-        if state.packed:
-            return tokens
-        return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, state.grid), 2)
+        return _pixels(tokens, state.grid)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """2 x 2 pixels to one, `[rows, C, 2 h, 2 w]` to `[rows, h w, 4 C]`."""
+        return F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2).contiguous()
+
+    def unpack(self, x: Tensor) -> Tensor:
+        return _pixels(x, self.grid).contiguous()
 
     def conditions(self, x: Tensor, fixed: dict[str, Any], varying: dict[str, Any]) -> Call:
         self._check_ids(fixed["img_ids"], fixed["txt_ids"])
@@ -171,6 +172,10 @@ class Flux(Adapted):
             scale = embed.time_proj(cond["guidance"].to(dtype) * 1000).to(dtype)
             vector = vector + embed.guidance_embedder(scale)
         return {"context": self.net.context_embedder(cond["text"].to(dtype)), "vector": vector}
+
+
+def _pixels(tokens: Tensor, grid: Grid) -> Tensor:
+    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), 2)
 
 
 def image_ids(grid: Grid, device: torch.device) -> Tensor:

@@ -91,6 +91,14 @@ class Adapted(nn.Module):
         """`cond` with what depends on it alone worked out; stages take it with and without."""
         return cond
 
+    def pack(self, x: Tensor) -> Tensor:
+        """Latents `[rows, C, H, W]` as the family's pipelines have them."""
+        return x
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """The inverse, for a pipeline's call that was understood before."""
+        return x
+
     def gather(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """What a pipeline's call of the network means.
 

@@ -148,6 +148,7 @@ class Run:
 
     def _combine(self, x: Tensor, batch: int, fixed: Any, varying: Any) -> None:
         """Evaluate; `x` holds the samples once or twice."""
+        x = self.net.unpack(x)
         planned = self.planned or self.start(x.device)
         if not self.batch:
             self._begin_batch(planned.plan, x, batch)
@@ -274,6 +275,8 @@ class Run:
             cond = self._whole(raw)[0]
             prepare: Callable[[Any], Any] = getattr(model.net, "prepare", lambda value: value)
             fixed[other] = {"cond": prepare(cond)}
+            if getattr(model.net, "extra", False):  # its input holds a mask as this one's does
+                fixed[other]["cond"]["extra"] = varying[0]["extra"]
         drawn = partial(_drawn, self.model, positive)
         target = positive if "target" in self.names else None
         conditions = Conditions(fixed, drawn if "random" in self.names else None, target)
@@ -310,7 +313,7 @@ class Run:
         e, x = self.row, self._x
         doubled = sample.shape[0] == 2 * self.batch
         if sample is not self._last[0] or _version(sample) != self._last[1]:
-            own = sample[: self.batch] if doubled else sample
+            own = self.net.unpack(sample[: self.batch] if doubled else sample)
             if own.shape != x.shape:
                 raise ValueError(
                     f"the pipeline's latents are {tuple(sample.shape)}, but its network was given "
@@ -319,13 +322,16 @@ class Run:
             x.copy_(own)
             if alphas[e] != 1.0:
                 x.mul_(alphas[e])
-        noise = draw()[: self.batch].float().contiguous() if plan.rows[e].draws else None
+        noise = None
+        if plan.rows[e].draws:
+            noise = self.net.unpack(draw()[: self.batch]).float().contiguous()
         assert self._predict is not None
         update(plan, e, self._state, self._combined, self._unread, self._predict.seeds, noise)
         self._combined = EMPTY
         self.row += 1
         alpha = alphas[self.row]
-        out = x.to(sample.dtype, copy=True) if alpha == 1.0 else (x / alpha).to(sample.dtype)
+        packed = self.net.pack(x if alpha == 1.0 else x / alpha)
+        out = packed.to(sample.dtype, copy=packed is x)
         out = torch.cat([out, out]) if doubled else out
         self._last = (out, _version(out))
         return out

@@ -42,6 +42,12 @@ class Whole(nn.Module):
         arguments["timestep"] = t if self.time_scale == 1.0 else t * self.time_scale
         return self.net(**arguments, return_dict=False)[0]
 
+    def pack(self, x: Tensor) -> Tensor:
+        """As for `Adapted`."""
+        return x
+
+    unpack = pack
+
     def prepare(self, cond: Any) -> Any:
         """Nothing is known of it."""
         return cond
