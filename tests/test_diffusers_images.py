@@ -15,13 +15,17 @@ diffusers = pytest.importorskip("diffusers")
 from tiny_diffusers import B, filled, flux, pixart, rand, sd, sd3  # noqa: E402
 from tiny_pipelines import (  # noqa: E402
     PIPES,
+    SD_NOISE,
+    ddim,
     flux_pipe,
+    made,
     pixart_call,
     pixart_pipe,
-    quiet,
     result,
     sd3_pipe,
     sd_pipe,
+    sdxl_call,
+    sdxl_pipe,
     vae,
 )
 
@@ -76,14 +80,11 @@ def controlnet(family):
     )
 
 
-def made(kind, pipe, **more):
+def of_parts(kind, pipe, **more):
     """A pipeline of the parts of another."""
-    cls = getattr(diffusers, kind)
-    names = inspect.signature(cls.__init__).parameters
+    names = inspect.signature(getattr(diffusers, kind).__init__).parameters
     parts = {name: part for name, part in pipe.components.items() if name in names}
-    if "requires_safety_checker" in names:
-        more["requires_safety_checker"] = False
-    return quiet(cls(**parts, **more))
+    return made(kind, **parts, **more)
 
 
 def image_call(kind, **changes):
@@ -112,7 +113,7 @@ def pipe_of(kind, **more):
     pipe.vae.quant_conv.weight.data *= 1e-4  # images of about one, not of thousands
     if "ControlNet" in kind:
         more["controlnet"] = controlnet(family)
-    return made(kind, pipe, **more)
+    return of_parts(kind, pipe, **more)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,7 +147,7 @@ def test_cfg(kind):
 )
 def test_pag(theirs, kind):
     pipe = pipe_of(kind)
-    other = made(theirs, copy.deepcopy(pipe), pag_applied_layers=["mid"])
+    other = of_parts(theirs, copy.deepcopy(pipe), pag_applied_layers=["mid"])
     want = result(other(**image_call(kind, guidance_scale=4.0, pag_scale=3.0)))
     got = result(fg.accelerate(pipe, fg.CFG(4.0) + fg.PAG(3.0))(**image_call(kind)))
     check(got, want)
@@ -161,7 +162,7 @@ def test_pixart_alpha(sizes, scale):
     net = pixart(
         sample_size=128 if sizes else 8, use_additional_conditions=sizes, interpolation_scale=1.0
     )
-    pipe = made("PixArtAlphaPipeline", pixart_pipe(transformer=net))
+    pipe = pixart_pipe(transformer=net, kind="PixArtAlphaPipeline")
     want = result(pipe(**pixart_call(guidance_scale=scale)))
     guidance = fg.CFG(scale) if scale > 1 else None
     check(result(fg.accelerate(pipe, guidance)(**pixart_call())), want)
@@ -180,7 +181,7 @@ def test_masks_in_the_input_of_other_networks_are_an_error():
 
 
 def test_another_network_with_masks_in_its_input():
-    pipe = made("StableDiffusionInpaintPipeline", sd_pipe(unet=sd(in_channels=9)))
+    pipe = of_parts("StableDiffusionInpaintPipeline", sd_pipe(unet=sd(in_channels=9)))
     call = image_call("StableDiffusionInpaintPipeline")
     want = result(pipe(**call, guidance_scale=1.0))
     same = fg.from_diffusers(pipe.unet, pipe.scheduler)
@@ -190,3 +191,37 @@ def test_another_network_with_masks_in_its_input():
     call = image_call("StableDiffusionInpaintPipeline")
     got = result(fg.accelerate(pipe, fg.AutoGuidance(weak, 2.0))(**call))
     assert (got - want).abs().max() > 10 * LIMIT * want.abs().max()
+
+
+def test_a_run_in_two_halves():
+    """SDXL's base network up to a level, then another pipeline from there."""
+    pipe = sdxl_pipe()
+    half = pipe_of("StableDiffusionXLImg2ImgPipeline")
+    call = {"num_inference_steps": 8, "guidance_scale": 4.0}
+    want = result(pipe(**sdxl_call(**call, denoising_end=0.5)))
+    other = result(half(**sdxl_call(**call, image=want, denoising_start=0.5)))
+    del call["guidance_scale"]
+    got = result(fg.accelerate(pipe, fg.CFG(4.0))(**sdxl_call(**call, denoising_end=0.5)))
+    check(got, want)
+    guided = fg.accelerate(half, fg.CFG(4.0))
+    check(result(guided(**sdxl_call(**call, image=want, denoising_start=0.5))), other)
+
+
+@pytest.mark.parametrize("kind", ["ddim", "heun"])
+def test_image_to_image_with_other_schedulers(kind):
+    pipe = pipe_of("StableDiffusionImg2ImgPipeline")
+    pipe.scheduler = ddim() if kind == "ddim" else diffusers.HeunDiscreteScheduler(**SD_NOISE)
+    want = result(pipe(**image_call("StableDiffusionImg2ImgPipeline"), guidance_scale=4.0))
+    got = fg.accelerate(pipe, fg.CFG(4.0))(**image_call("StableDiffusionImg2ImgPipeline"))
+    check(result(got), want)
+
+
+def test_inpainting_with_the_mask_in_the_input():
+    parts = sd_pipe(diffusers.EulerDiscreteScheduler(**SD_NOISE), sd(in_channels=9))
+    pipe = of_parts("StableDiffusionInpaintPipeline", parts)
+    call = {"strength": 1.0, "guidance_scale": 4.0}
+    want = result(pipe(**image_call("StableDiffusionInpaintPipeline", **call)))
+    del call["guidance_scale"]
+    for guidance in (fg.CFG(4.0), fg.CFG(4.0) + fg.PAG(1e-30)):
+        got = fg.accelerate(pipe, guidance)(**image_call("StableDiffusionInpaintPipeline", **call))
+        check(result(got), want)

@@ -302,33 +302,6 @@ def test_low_rank_updates():
 # Other loops
 
 
-def test_image_to_image():
-    parts = sd_pipe(diffusers.EulerDiscreteScheduler(**SD_NOISE)).components
-    pipe = quiet(diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False))
-    for scheduler in (pipe.scheduler, ddim(), diffusers.HeunDiscreteScheduler(**SD_NOISE)):
-        pipe.scheduler = scheduler
-        call = {"image": rand(B, 3, 32, 32, seed=8).clamp(-1, 1), "strength": 0.6}
-        call["num_inference_steps"] = 8
-        want = result(pipe(**sd_call(**call), guidance_scale=4.0))
-        check(result(fg.accelerate(pipe, fg.CFG(4.0))(**sd_call(**call))), want)
-
-
-@pytest.mark.parametrize("channels", [4, 9])
-def test_inpainting(channels):
-    parts = sd_pipe(
-        diffusers.EulerDiscreteScheduler(**SD_NOISE), sd(in_channels=channels)
-    ).components
-    pipe = quiet(diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False))
-    hole = torch.zeros(B, 1, 32, 32)
-    hole[..., 8:24, 8:24] = 1
-    call = {"image": rand(B, 3, 32, 32, seed=8).clamp(-1, 1), "mask_image": hole, "strength": 1.0}
-    call |= {"height": 32, "width": 32}
-    want = result(pipe(**sd_call(**call), guidance_scale=4.0))
-    check(result(fg.accelerate(pipe, fg.CFG(4.0))(**sd_call(**call))), want)
-    got = result(fg.accelerate(pipe, fg.CFG(4.0) + fg.PAG(1e-30))(**sd_call(**call)))
-    check(got, want)
-
-
 def test_other_sizes():
     pipe = sd_pipe()
     size = {"height": 40, "width": 24}

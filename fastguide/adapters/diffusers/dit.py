@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastguide.adapters.diffusers.attention import self_attention
-from fastguide.adapters.diffusers.network import Adapted, Call, dtype_of, patches_to_pixels
+from fastguide.adapters.diffusers.network import (
+    Adapted,
+    Call,
+    block_stages,
+    dtype_of,
+    patches_to_pixels,
+)
 from fastguide.nets.attention import shuffled
 from fastguide.nets.timed import timed
 from fastguide.staged import PLAIN, Routing, Stage
@@ -36,24 +41,9 @@ class DiT(Adapted):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Patches, blocks, head; every block has its own embedding of time and label."""
-        names = [f"transformer_blocks.{i}" for i in range(len(self.net.transformer_blocks))]
-        blocks = (
-            Stage(
-                name,
-                partial(_block, block, i, name),
-                (name,),
-                cond=True,
-                timed=True,
-                skippable=True,
-            )
-            for i, (name, block) in enumerate(zip(names, self.net.transformer_blocks, strict=True))
-        )
+        numbered = enumerate(self.net.transformer_blocks)
+        blocks = block_stages("transformer_blocks", numbered, _block, cond=True, timed=True)
         return (Stage("pos_embed", self.embed), *blocks, Stage("proj_out", self.head, cond=True))
-
-    @property
-    def middle(self) -> tuple[str, ...]:
-        """The block halfway."""
-        return (f"transformer_blocks.{len(self.net.transformer_blocks) // 2}",)
 
     @property
     def embedders(self) -> tuple[nn.Module, ...]:
@@ -91,7 +81,10 @@ def _embedding(block: Any, i: int, state: State, cond: Any) -> Tensor:
     return state.time[:, i] + block.norm1.emb.class_embedder(cond)
 
 
-def _block(block: Any, i: int, name: str, state: State, cond: Any, routing: Routing) -> State:
+def _block(
+    numbered: tuple[int, Any], name: str, state: State, cond: Any, routing: Routing
+) -> State:
+    i, block = numbered
     tokens = shuffled(state.tokens, name, routing)
     norm = block.norm1
     embedding = timed(_embedding(block, i, state, cond), name, routing)

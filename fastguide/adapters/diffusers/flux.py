@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ from fastguide.adapters.diffusers.attention import (
     projected,
     routed_joint,
 )
-from fastguide.adapters.diffusers.network import Adapted, Call, dtype_of
+from fastguide.adapters.diffusers.network import Adapted, Call, block_stages, dtype_of
 from fastguide.adapters.diffusers.sd3 import added
 from fastguide.nets.attention import shuffled
 from fastguide.nets.timed import timed
@@ -75,30 +74,19 @@ class Flux(Adapted):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Tokens, text and embedding, joint blocks, single blocks, head."""
-        joint = [f"transformer_blocks.{i}" for i in range(len(self.net.transformer_blocks))]
-        single = [
-            f"single_transformer_blocks.{i}" for i in range(len(self.net.single_transformer_blocks))
-        ]
+        net = self.net
+        joint = block_stages("transformer_blocks", net.transformer_blocks, _joint, timed=True)
+        single = block_stages(
+            "single_transformer_blocks", net.single_transformer_blocks, _single, timed=True
+        )
         return (
             Stage("x_embedder", self.embed),
             Stage("time_text_embed", self.condition, (TIME,), cond=True, timed=True),
-            *(
-                Stage(name, partial(_joint, block, name), (name,), timed=True, skippable=True)
-                for name, block in zip(joint, self.net.transformer_blocks, strict=True)
-            ),
+            *joint,
             Stage("join", _join),
-            *(
-                Stage(name, partial(_single, block, name), (name,), timed=True, skippable=True)
-                for name, block in zip(single, self.net.single_transformer_blocks, strict=True)
-            ),
+            *single,
             Stage("proj_out", self.head),
         )
-
-    @property
-    def middle(self) -> tuple[str, ...]:
-        """The block halfway, of all."""
-        names = [name for stage in self.stages for name in stage.layers if name != TIME]
-        return (names[len(names) // 2],)
 
     @property
     def embedders(self) -> tuple[nn.Module, ...]:

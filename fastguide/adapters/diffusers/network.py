@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fastguide.staged import Stage, run_stages
+from fastguide.staged import Routing, Stage, layers_of, run_stages
+
+Block = TypeVar("Block")
 
 
 class Call(NamedTuple):
@@ -69,7 +73,9 @@ class Adapted(nn.Module):
 
     @property
     def middle(self) -> tuple[str, ...]:
-        raise NotImplementedError
+        """The layer halfway."""
+        names = layers_of(self)
+        return (names[len(names) // 2],)
 
     @property
     def null(self) -> Any:
@@ -125,47 +131,6 @@ class Adapted(nn.Module):
         return Call(x, fixed or None, varying)
 
 
-class Gather:
-    """`net.gather` of a pipeline's calls, worked out anew where they say something new."""
-
-    def __init__(self, net: Any) -> None:
-        self.net = net
-        self.own = {net.arguments[0], "timestep"}
-        self.forget()
-
-    def forget(self) -> None:
-        """Hold nothing of the last call."""
-        self._given: dict[str, Any] = {}
-        self._call: Call | None = None
-
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """What the call means."""
-        last = self._call
-        if last is not None and len(args) <= 2 and self._repeats(kwargs):
-            x = args[0] if args else kwargs[self.net.arguments[0]]
-            return Call(x, last.fixed, last.varying)
-        call = self.net.gather(args, kwargs)
-        stays = not call.varying and len(args) <= 2
-        self._given, self._call = (kwargs, call) if stays else ({}, None)
-        return call
-
-    def _repeats(self, kwargs: dict[str, Any]) -> bool:
-        if len(kwargs) != len(self._given):
-            return False
-        for name, value in kwargs.items():
-            old = self._given.get(name, self)
-            if value is not old and name not in self.own and not _same_leaves(value, old):
-                return False
-        return True
-
-
-def _same_leaves(one: Any, other: Any) -> bool:
-    """Whether two dicts hold the same objects."""
-    if not isinstance(one, dict) or not isinstance(other, dict) or len(one) != len(other):
-        return False
-    return all(other.get(name, other) is value for name, value in one.items())
-
-
 def is_plain(module: object) -> bool:
     """Whether it is a linear layer with ordinary weights."""
     return type(module) is nn.Linear and type(module.weight) in (nn.Parameter, Tensor)
@@ -175,6 +140,21 @@ def _in_rows(module: nn.Module) -> bool:
     """Whether a part of an embedder is known to treat each row by itself."""
     holds_nothing = not module.state_dict()
     return is_plain(module) or holds_nothing or next(module.children(), None) is not None
+
+
+def block_stages(
+    name: str,
+    blocks: Iterable[Block],
+    run: Callable[[Block, str, Any, Any, Routing], Any],
+    cond: bool = False,
+    timed: bool = False,
+) -> list[Stage]:
+    """A stage and layer `name.i` for each block: `run(block, name.i, state, cond, routing)`."""
+    stages = []
+    for i, block in enumerate(blocks):
+        layer = f"{name}.{i}"
+        stages.append(Stage(layer, partial(run, block, layer), (layer,), cond, timed, True))
+    return stages
 
 
 def _is_given(value: Any) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastguide.adapters.diffusers.network import Adapted, Gather
+from fastguide.adapters.diffusers.calls import Gather
+from fastguide.adapters.diffusers.network import Adapted
 from fastguide.adapters.diffusers.networks import adapt
 from fastguide.adapters.diffusers.run import Draws, Run
 from fastguide.adapters.diffusers.schedulers import meaning_of
@@ -103,10 +104,10 @@ def accelerate(
         run._choose(layers)
     made: Any = object.__new__(type(kind, (Accelerated, type(pipe)), {}))
     made.__dict__.update(pipe.__dict__)
-    made.__dict__[family.net] = Network(net, run)
+    network = made.__dict__[family.net] = Network(net, run)
     made.__dict__["scheduler"] = Scheduler(scheduler, run)
     signature = inspect.signature(type(pipe).__call__)
-    made.__dict__["_fastguide"] = (run, family, distilled, signature)
+    made.__dict__["_fastguide"] = Parts(run, network, family, distilled, signature)
     return made
 
 
@@ -119,15 +120,27 @@ def _layers_of(guidance: Guidance | None) -> list[Any]:
     return found + [one.layers for one in guidance.inside()]
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What an accelerated pipeline holds of ours, and the signature of its own call."""
+
+    run: Run
+    network: Network
+    family: Family
+    distilled: bool
+    signature: inspect.Signature
+
+
 class Accelerated:
     """What an accelerated pipeline is beside its own class."""
 
-    _fastguide: tuple[Run, Family, bool, inspect.Signature]
+    _fastguide: Parts
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        run, family, distilled, signature = self._fastguide
+        parts = self._fastguide
+        run, family, distilled = parts.run, parts.family, parts.distilled
         method = super().__call__  # type: ignore[misc]
-        given = signature.bind_partial(self, *args, **kwargs).arguments
+        given = parts.signature.bind_partial(self, *args, **kwargs).arguments
         _refuse(given, family, distilled, run)
         if family.scale is not None and not (distilled and family.scale == "guidance_scale"):
             kwargs[family.scale] = NEGATIVE if run.needs_negative else 1.0
@@ -148,7 +161,7 @@ class Accelerated:
             return method(*args, **kwargs)
         finally:
             run.reset()
-            getattr(self, family.net).forget()
+            parts.network.forget()
 
 
 def _refuse(given: Mapping[str, Any], family: Family, distilled: bool, run: Run) -> None:

@@ -26,7 +26,13 @@ from fastguide.adapters.diffusers.attention import (
     routed,
     self_attention,
 )
-from fastguide.adapters.diffusers.network import Adapted, Call, dtype_of, patches_to_pixels
+from fastguide.adapters.diffusers.network import (
+    Adapted,
+    Call,
+    block_stages,
+    dtype_of,
+    patches_to_pixels,
+)
 from fastguide.nets.attention import shuffled
 from fastguide.nets.timed import timed
 from fastguide.perturbation import BlurredQueries, Identity
@@ -51,10 +57,8 @@ class PixArt(Adapted):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Patches, time, blocks, head."""
-        names = [f"transformer_blocks.{i}" for i in range(len(self.net.transformer_blocks))]
-        blocks = (
-            Stage(name, partial(self.block, block, name), (name,), cond=True, skippable=True)
-            for name, block in zip(names, self.net.transformer_blocks, strict=True)
+        blocks = block_stages(
+            "transformer_blocks", self.net.transformer_blocks, self.block, cond=True
         )
         return (
             Stage("pos_embed", self.embed),
@@ -62,11 +66,6 @@ class PixArt(Adapted):
             *blocks,
             Stage("proj_out", self.head),
         )
-
-    @property
-    def middle(self) -> tuple[str, ...]:
-        """The block halfway."""
-        return (f"transformer_blocks.{len(self.net.transformer_blocks) // 2}",)
 
     @property
     def single(self) -> Any:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -20,7 +19,13 @@ from fastguide.adapters.diffusers.attention import (
     routed_joint,
     self_attention,
 )
-from fastguide.adapters.diffusers.network import Adapted, Call, dtype_of, patches_to_pixels
+from fastguide.adapters.diffusers.network import (
+    Adapted,
+    Call,
+    block_stages,
+    dtype_of,
+    patches_to_pixels,
+)
 from fastguide.nets.attention import shuffled
 from fastguide.nets.timed import timed
 from fastguide.staged import PLAIN, TIME, Routing, Segment, Stage
@@ -43,23 +48,14 @@ class SD3(Adapted):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Patches, text and embedding, blocks, head."""
-        names = [f"transformer_blocks.{i}" for i in range(len(self.net.transformer_blocks))]
-        last = names[-1]
-        blocks = (
-            Stage(name, partial(_block, block, name), (name,), timed=True, skippable=name != last)
-            for name, block in zip(names, self.net.transformer_blocks, strict=True)
-        )
+        blocks = block_stages("transformer_blocks", self.net.transformer_blocks, _block, timed=True)
+        blocks[-1] = blocks[-1]._replace(skippable=False)  # it drops the text
         return (
             Stage("pos_embed", self.embed),
             Stage("time_text_embed", self.condition, (TIME,), cond=True, timed=True),
             *blocks,
             Stage("proj_out", self.head),
         )
-
-    @property
-    def middle(self) -> tuple[str, ...]:
-        """The block halfway."""
-        return (f"transformer_blocks.{len(self.net.transformer_blocks) // 2}",)
 
     @property
     def embedders(self) -> tuple[nn.Module, ...]:
