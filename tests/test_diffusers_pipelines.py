@@ -346,6 +346,37 @@ def test_callbacks():
         check(mine[2], other[2])
 
 
+@pytest.mark.parametrize(("family", "name"), [("sd", "prompt_embeds"), ("sdxl", "add_text_embeds")])
+def test_callbacks_that_change_conditions(family, name):
+    make, call, _ = PIPES[family]
+    pipe = make()
+
+    def change(pipe, step, timestep, kwargs):
+        return {name: 9.0 * kwargs[name]} if step == 1 else {}
+
+    more = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": [name]}
+    want = result(pipe(**call(**more, guidance_scale=4.0)))
+    check(result(fg.accelerate(pipe, fg.CFG(4.0))(**call(**more))), want)
+    plain = result(pipe(**call(guidance_scale=4.0)))
+    assert (plain - want).abs().max() > 10 * LIMIT * want.abs().max()
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_callbacks_that_end_guidance(samples):
+    """As diffusers' guide has it; here a schedule does that, and saves the rows."""
+
+    def end(pipe, step, timestep, kwargs):
+        if step == 1:
+            pipe._guidance_scale = 0.0
+            return {"prompt_embeds": kwargs["prompt_embeds"].chunk(2)[-1]}
+        return kwargs
+
+    call = sd_call(callback_on_step_end=end, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    call |= {name: call[name][:samples] for name in call if name.endswith("embeds")}
+    with pytest.raises(ValueError, match=r"the pipeline runs 1 (rows|samples), but"):
+        fg.accelerate(sd_pipe(), fg.CFG(4.0))(**call)
+
+
 def test_interrupts():
     pipe = fg.accelerate(sd_pipe(), fg.CFG(4.0))
 

@@ -136,7 +136,7 @@ class Run:
             if rows % 2:
                 raise ValueError(
                     f"the pipeline runs {rows} rows, but with a negative condition it should run "
-                    "two for each sample"
+                    "two for each sample, from the first step to the last"
                 )
             self._combine(call.x, rows // 2, call.fixed, call.varying)
         elif self._positive is None:
@@ -152,6 +152,11 @@ class Run:
         planned = self.planned or self.start(x.device)
         if not self.batch:
             self._begin_batch(planned.plan, x, batch)
+        if batch != self.batch:
+            raise ValueError(
+                f"the pipeline runs {batch} samples, but began with {self.batch}: what turns its "
+                "own guidance off on the way is fg.CFG(scale, schedule=fg.interval(...)) here"
+            )
         if self.row >= len(planned.plan.rows):
             return  # idle: the level does not change any more
         varies = any(varying) if isinstance(varying, tuple) else bool(varying)
