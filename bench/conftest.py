@@ -38,8 +38,11 @@ def pytest_configure(config):
 @pytest.fixture
 def ratio(benchmark, request):
     """`ratio(name, ours, twin, limit)`: time both in turns and judge the median of ours over the
-    mean of the twin before and the twin after it, so that a drift of the machine cancels.
+    mean of the twin before and the twin after it, so that a drift of the machine cancels. Seconds
+    are those of the mark `benchmark(timer=...)`.
     """
+    mark = request.node.get_closest_marker("benchmark")
+    timer = time.perf_counter if mark is None else mark.kwargs.get("timer", time.perf_counter)
 
     def measure(
         name: str,
@@ -51,9 +54,9 @@ def ratio(benchmark, request):
         twins = []
 
         def time_twin():
-            start = time.perf_counter()
+            start = timer()
             twin()
-            twins.append(time.perf_counter() - start)
+            twins.append(timer() - start)
 
         benchmark.pedantic(ours, setup=time_twin, rounds=rounds, warmup_rounds=1)
         time_twin()

@@ -251,7 +251,9 @@ class Sampler:
 
     def _choose(self, layers: Layers) -> tuple[str, ...]:
         """The names of the network's layers that a guidance names."""
-        return choose_layers(layers, self.net) if is_staged(self.net) else no_layers(layers)
+        if is_staged(self.net):
+            return choose_layers(layers, self.net)
+        return no_layers(layers, getattr(self.net, "why_not_staged", None))
 
     def _mode(self, batch: int) -> RowMode:
         return self.rows or self._measured.get(batch, "batched")

@@ -7,6 +7,11 @@ A network has `stages`, which run in order, and `middle`, the names that "mid" s
         state = stage.run(state, cond, routing)
     prediction = state
 
+A network may have `embed_times`, what it makes of times alone: `t [n]` to `[n, ...]`. It is asked
+for all evaluations of a run at once, and the state begins with rows of that in place of t.
+
+A network without stages may say `why_not_staged`, for errors.
+
 A state is a pytree of tensors whose first dimension is the rows; other leaves are shared by all
 rows. Rows come in blocks of B, one block a branch. Stages never write to their input, so that the
 engine can keep a state and go on from it twice.
@@ -135,6 +140,11 @@ class Staged(Protocol):
 def is_staged(net: Any) -> bool:
     """Whether `net` is run stage by stage: not where `torch.compile` made one piece of it."""
     return isinstance(net, Staged) and not is_compiled(net)
+
+
+def embed_times(net: Any) -> Callable[[Tensor], Tensor] | None:
+    """What a network in stages makes of times alone, where it says."""
+    return getattr(net, "embed_times", None) if is_staged(net) else None
 
 
 def is_compiled(net: Any) -> bool:

@@ -12,6 +12,7 @@ import fastguide as fg
 diffusers = pytest.importorskip("diffusers")
 
 from perturbed_diffusers import Guided, perturbed  # noqa: E402
+from tiny_diffusers import NETS  # noqa: E402
 from tiny_pipelines import PIPES, ddim_pipe, plain_call, result  # noqa: E402
 
 LIMIT = 1e-4
@@ -36,11 +37,11 @@ def net_of(family):
     return "unet" if family in ("sd", "sdxl") else "transformer"
 
 
-def by_hand(pipe, call, family, knob, layers, grid, how, weight, scale):
-    """The pipeline's own loop, its network replaced."""
+def by_hand(pipe, call, family, knob, other, weight, scale):
+    """The pipeline's own loop, its network replaced: led away from what `other` predicts."""
     name = net_of(family)
     net = getattr(pipe, name)
-    guided = Guided(net, perturbed(net, layers, how, grid), weight, scale, family != "dit")
+    guided = Guided(net, other, weight, scale, family != "dit")
     if family == "flux" and scale is not None:  # the positive call comes alone, and first
         return flux_by_hand(pipe, call, net, guided.other, weight, scale)
     pipe.__dict__[name] = guided
@@ -95,13 +96,40 @@ def guidance(how, weight, layers):
 def test_attention(family, layers, grid, how, scale):
     make, call, knob = PIPES[family]
     pipe = make()
-    want = by_hand(pipe, call, family, knob, layers, grid, how, 2.0, scale)
+    other = perturbed(getattr(pipe, net_of(family)), layers, how, grid)
+    want = by_hand(pipe, call, family, knob, other, 2.0, scale)
     chosen = guidance(how, 2.0, layers)
     chosen = chosen if scale is None else fg.CFG(scale) + chosen
     got = result(fg.accelerate(pipe, chosen)(**call()))
     check(got, want)
     other = result(fg.accelerate(pipe, None if scale is None else fg.CFG(scale))(**call()))
     assert (other - want).abs().max() > 10 * LIMIT * want.abs().max()  # the method does something
+
+
+WEAK = {
+    "sd": {"layers_per_block": 2},
+    "sdxl": {"layers_per_block": 2},
+    "sd3": {"num_layers": 2},
+    "flux": {"num_layers": 1},
+    "pixart": {"num_layers": 2},
+    "sana": {"num_layers": 2},
+    "dit": {"num_layers": 2},
+}
+
+
+@pytest.mark.parametrize("scale", [None, 4.0], ids=["alone", "with cfg"])
+@pytest.mark.parametrize("family", WEAK)
+def test_other_networks(family, scale):
+    """Autoguidance and SIMS with another network of the family, made by `from_diffusers`."""
+    make, call, knob = PIPES[family]
+    pipe, weak = make(), NETS[family][0](**WEAK[family])
+    other = fg.from_diffusers(weak, pipe.scheduler, (4, 16, 16))
+    want = by_hand(pipe, call, family, knob, weak, 1.5, scale)
+    for guidance in (fg.AutoGuidance(other, 2.5), fg.SIMS(other, 1.5)):
+        chosen = guidance if scale is None else fg.CFG(scale) + guidance
+        check(result(fg.accelerate(pipe, chosen)(**call())), want)
+    plain = result(fg.accelerate(pipe, None if scale is None else fg.CFG(scale))(**call()))
+    assert (plain - want).abs().max() > 10 * LIMIT * want.abs().max()
 
 
 def test_attention_of_an_unconditional_network():

@@ -302,33 +302,6 @@ def test_low_rank_updates():
 # Other loops
 
 
-def test_image_to_image():
-    parts = sd_pipe(diffusers.EulerDiscreteScheduler(**SD_NOISE)).components
-    pipe = quiet(diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False))
-    for scheduler in (pipe.scheduler, ddim(), diffusers.HeunDiscreteScheduler(**SD_NOISE)):
-        pipe.scheduler = scheduler
-        call = {"image": rand(B, 3, 32, 32, seed=8).clamp(-1, 1), "strength": 0.6}
-        call["num_inference_steps"] = 8
-        want = result(pipe(**sd_call(**call), guidance_scale=4.0))
-        check(result(fg.accelerate(pipe, fg.CFG(4.0))(**sd_call(**call))), want)
-
-
-@pytest.mark.parametrize("channels", [4, 9])
-def test_inpainting(channels):
-    parts = sd_pipe(
-        diffusers.EulerDiscreteScheduler(**SD_NOISE), sd(in_channels=channels)
-    ).components
-    pipe = quiet(diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False))
-    hole = torch.zeros(B, 1, 32, 32)
-    hole[..., 8:24, 8:24] = 1
-    call = {"image": rand(B, 3, 32, 32, seed=8).clamp(-1, 1), "mask_image": hole, "strength": 1.0}
-    call |= {"height": 32, "width": 32}
-    want = result(pipe(**sd_call(**call), guidance_scale=4.0))
-    check(result(fg.accelerate(pipe, fg.CFG(4.0))(**sd_call(**call))), want)
-    got = result(fg.accelerate(pipe, fg.CFG(4.0) + fg.PAG(1e-30))(**sd_call(**call)))
-    check(got, want)
-
-
 def test_other_sizes():
     pipe = sd_pipe()
     size = {"height": 40, "width": 24}
@@ -373,6 +346,37 @@ def test_callbacks():
         check(mine[2], other[2])
 
 
+@pytest.mark.parametrize(("family", "name"), [("sd", "prompt_embeds"), ("sdxl", "add_text_embeds")])
+def test_callbacks_that_change_conditions(family, name):
+    make, call, _ = PIPES[family]
+    pipe = make()
+
+    def change(pipe, step, timestep, kwargs):
+        return {name: 9.0 * kwargs[name]} if step == 1 else {}
+
+    more = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": [name]}
+    want = result(pipe(**call(**more, guidance_scale=4.0)))
+    check(result(fg.accelerate(pipe, fg.CFG(4.0))(**call(**more))), want)
+    plain = result(pipe(**call(guidance_scale=4.0)))
+    assert (plain - want).abs().max() > 10 * LIMIT * want.abs().max()
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_callbacks_that_end_guidance(samples):
+    """As diffusers' guide has it; here a schedule does that, and saves the rows."""
+
+    def end(pipe, step, timestep, kwargs):
+        if step == 1:
+            pipe._guidance_scale = 0.0
+            return {"prompt_embeds": kwargs["prompt_embeds"].chunk(2)[-1]}
+        return kwargs
+
+    call = sd_call(callback_on_step_end=end, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    call |= {name: call[name][:samples] for name in call if name.endswith("embeds")}
+    with pytest.raises(ValueError, match=r"the pipeline runs 1 (rows|samples), but"):
+        fg.accelerate(sd_pipe(), fg.CFG(4.0))(**call)
+
+
 def test_interrupts():
     pipe = fg.accelerate(sd_pipe(), fg.CFG(4.0))
 
@@ -401,50 +405,6 @@ def test_an_exception_leaves_nothing_behind():
     assert torch.equal(result(pipe(**sd_call(guidance_scale=4.0))), want)
     assert pipe.unet.attn_processors == processors
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in pipe.unet.modules())
-
-
-def test_text_is_projected_once():
-    pipe = sd_pipe()
-    calls = []
-    for name, module in pipe.unet.named_modules():
-        if name.endswith(("attn2.to_k", "attn2.to_v")):
-            module.register_forward_hook(lambda *_: calls.append(1))
-    layers = sum(name.endswith("attn2") for name, _ in pipe.unet.named_modules())
-    fg.accelerate(pipe, fg.CFG(4.0))(**sd_call(num_inference_steps=5))
-    assert len(calls) == 2 * layers
-    calls.clear()
-    model = fg.from_diffusers(pipe.unet, pipe.scheduler)
-    text = rand(B, 7, 24, seed=1)
-    fg.sample(model, text, fg.CFG(4.0), steps=5, seeds=range(B), negative=-text)
-    assert len(calls) == 2 * 2 * layers
-
-
-def test_rows_that_are_off_are_not_run():
-    pipe = sd_pipe()
-    rows = []
-    pipe.unet.conv_out.register_forward_hook(lambda m, i, o: rows.append(len(o) // B))
-    half = fg.CFG(4.0, schedule=lambda at: float(at.t > 500))
-    fg.accelerate(pipe, half + fg.PAG(1.0))(**sd_call())
-    assert rows == [3, 3, 2, 2]
-    rows.clear()
-    fg.accelerate(pipe, half)(**sd_call())
-    assert rows == [2, 2, 1, 1]
-
-
-def test_the_stem_and_the_prefix_run_once():
-    pipe = sd_pipe()
-    rows = {}
-
-    def watch(name):
-        pipe.unet.get_submodule(name).register_forward_hook(
-            lambda m, i, o, name=name: rows.update({name: len(o) // B})
-        )
-
-    names = ["conv_in", "down_blocks.0.resnets.0", "down_blocks.1.resnets.0", "mid_block.resnets.1"]
-    for name in names:
-        watch(name)
-    fg.accelerate(pipe, fg.CFG(4.0) + fg.PAG(1.0))(**sd_call(num_inference_steps=1))
-    assert [rows[name] for name in names] == [1, 1, 2, 3]
 
 
 # Errors
@@ -489,8 +449,43 @@ def test_networks_that_are_not_staged():
     check(result(fg.accelerate(pipe, fg.CFG(4.0))(**sd_call())), want)
     icg = result(fg.accelerate(pipe, fg.CFG(4.0) + fg.ICG(2.0))(**sd_call()))
     assert (icg - want).abs().max() > 0.01
-    with pytest.raises(ValueError, match=r"the layers \['mid'\], but FreeU is enabled on it"):
+    why = (
+        r"the layers \['mid'\], but the UNet2DConditionModel cannot run in stages: FreeU is enabled"
+    )
+    with pytest.raises(ValueError, match=why):
         fg.accelerate(pipe, fg.PAG(1.0))
+    with pytest.raises(ValueError, match=why):
+        fg.Sampler(fg.from_diffusers(net, pipe.scheduler), fg.PAG(1.0))
+    model = fg.from_diffusers(net, pipe.scheduler)
+    text = rand(B, 7, 24, seed=1)
+    known = {"steps": 4, "seeds": range(B), "negative": -text}
+    net.disable_freeu()
+    staged = fg.from_diffusers(net, pipe.scheduler)
+    net.enable_freeu(1.0, 1.0, 1.0, 1.0)  # enabled, but of no effect
+    check(
+        fg.sample(staged, text, fg.CFG(4.0), **known), fg.sample(model, text, fg.CFG(4.0), **known)
+    )
+
+
+def test_what_is_missing_is_named():
+    """By the sampler and the pipeline alike: the class, or the part of it that is not known."""
+    gated = sd(attention_type="gated")
+    cases = {
+        "UNet2DConditionModel cannot run in stages: its transformers have GLIGEN": gated,
+        "fastguide has no stages for a HunyuanDiT2DModel": diffusers.HunyuanDiT2DModel(
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=4,
+            sample_size=8,
+            patch_size=2,
+        ),
+    }
+    for why, net in cases.items():
+        with pytest.raises(ValueError, match=why):
+            fg.Sampler(fg.from_diffusers(net, ddim(), (4, 16, 16)), fg.PAG(1.0))
+    with pytest.raises(ValueError, match="its transformers have GLIGEN"):
+        fg.accelerate(sd_pipe(unet=gated), fg.PAG(1.0))
 
 
 def test_another_processor_is_not_passed_by():
@@ -505,7 +500,7 @@ def test_another_processor_is_not_passed_by():
     pipe = sd_pipe(unet=net)
     want = result(pipe(**sd_call(guidance_scale=4.0)))
     check(result(fg.accelerate(pipe, fg.CFG(4.0))(**sd_call())), want)
-    with pytest.raises(ValueError, match="but it has the attention processor Mine"):
+    with pytest.raises(ValueError, match="it has the attention processor Mine"):
         fg.accelerate(pipe, fg.PAG(1.0))
 
 

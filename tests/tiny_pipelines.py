@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import diffusers
 import torch
 from tiny_diffusers import B, dit, filled, flux, mask, pixart, rand, sana, sd, sd3, sdxl, unet2d
@@ -35,25 +37,19 @@ def ddim(**flags):
     )
 
 
-def sd_pipe(scheduler=None, unet=None):
-    return quiet(
-        diffusers.StableDiffusionPipeline(
-            vae=vae(),
-            text_encoder=None,
-            tokenizer=None,
-            unet=unet or sd(),
-            scheduler=scheduler or ddim(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    )
+def made(kind, **parts):
+    """The pipeline `kind` of `parts`; what else it needs, text encoders, is None."""
+    cls = getattr(diffusers, kind)
+    known = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    if any(one.name == "requires_safety_checker" for one in known):
+        parts["requires_safety_checker"] = False
+    missing = {one.name for one in known if one.default is one.empty} - set(parts)
+    return quiet(cls(**dict.fromkeys(missing), **parts))
 
 
-def sd_call(**changes):
+def run_of(**changes):
+    """What every call has: four steps to latents."""
     return {
-        "prompt_embeds": rand(B, 7, 24, seed=1),
-        "negative_prompt_embeds": rand(B, 7, 24, seed=2),
         "num_inference_steps": 4,
         "output_type": "latent",
         "generator": torch.Generator().manual_seed(0),
@@ -61,187 +57,147 @@ def sd_call(**changes):
     }
 
 
-def sdxl_pipe(scheduler=None, unet=None):
-    return quiet(
-        diffusers.StableDiffusionXLPipeline(
-            vae=vae(),
-            text_encoder=None,
-            text_encoder_2=None,
-            tokenizer=None,
-            tokenizer_2=None,
-            unet=unet or sdxl(),
-            scheduler=scheduler or diffusers.EulerDiscreteScheduler(**SD_NOISE),
-            add_watermarker=False,
-        )
+def texts(width, pooled=None):
+    """Embeddings of prompts and negative prompts, and what is pooled of them."""
+    found = {
+        "prompt_embeds": rand(B, 7, width, seed=1),
+        "negative_prompt_embeds": rand(B, 7, width, seed=2),
+    }
+    if pooled is not None:
+        found["pooled_prompt_embeds"] = rand(B, pooled, seed=3)
+        found["negative_pooled_prompt_embeds"] = rand(B, pooled, seed=4)
+    return found
+
+
+def flow_scheduler():
+    return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+def sd_pipe(scheduler=None, unet=None):
+    return made(
+        "StableDiffusionPipeline", vae=vae(), unet=unet or sd(), scheduler=scheduler or ddim()
     )
 
 
+def sd_call(**changes):
+    return {**texts(24), **run_of(**changes)}
+
+
+def sdxl_pipe(scheduler=None, unet=None):
+    scheduler = scheduler or diffusers.EulerDiscreteScheduler(**SD_NOISE)
+    return made("StableDiffusionXLPipeline", vae=vae(), unet=unet or sdxl(), scheduler=scheduler)
+
+
 def sdxl_call(**changes):
-    return {
-        **sd_call(),
-        "prompt_embeds": rand(B, 7, 64, seed=1),
-        "negative_prompt_embeds": rand(B, 7, 64, seed=2),
-        "pooled_prompt_embeds": rand(B, 32, seed=3),
-        "negative_pooled_prompt_embeds": rand(B, 32, seed=4),
-        **changes,
-    }
+    return {**texts(64, pooled=32), **run_of(**changes)}
 
 
 def sd3_pipe(scheduler=None, transformer=None):
-    return quiet(
-        diffusers.StableDiffusion3Pipeline(
-            transformer=transformer or sd3(),
-            scheduler=scheduler or diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=vae(),
-            text_encoder=None,
-            tokenizer=None,
-            text_encoder_2=None,
-            tokenizer_2=None,
-            text_encoder_3=None,
-            tokenizer_3=None,
-        )
+    return made(
+        "StableDiffusion3Pipeline",
+        vae=vae(),
+        transformer=transformer or sd3(),
+        scheduler=scheduler or flow_scheduler(),
     )
 
 
 def sd3_call(**changes):
-    return {
-        **sd_call(),
-        "height": 16,
-        "width": 16,
-        "prompt_embeds": rand(B, 7, 32, seed=1),
-        "negative_prompt_embeds": rand(B, 7, 32, seed=2),
-        "pooled_prompt_embeds": rand(B, 64, seed=3),
-        "negative_pooled_prompt_embeds": rand(B, 64, seed=4),
-        **changes,
-    }
+    return {**texts(32, pooled=64), "height": 16, "width": 16, **run_of(**changes)}
 
 
 def flux_pipe(scheduler=None, transformer=None):
-    return quiet(
-        diffusers.FluxPipeline(
-            transformer=transformer or flux(),
-            scheduler=scheduler or diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=vae(),
-            text_encoder=None,
-            tokenizer=None,
-            text_encoder_2=None,
-            tokenizer_2=None,
-        )
+    return made(
+        "FluxPipeline",
+        vae=vae(),
+        transformer=transformer or flux(),
+        scheduler=scheduler or flow_scheduler(),
     )
 
 
 def flux_call(**changes):
-    return {
-        **sd_call(),
-        "height": 16,
-        "width": 32,
-        "prompt_embeds": rand(B, 7, 32, seed=1),
-        "negative_prompt_embeds": rand(B, 7, 32, seed=2),
-        "pooled_prompt_embeds": rand(B, 32, seed=3),
-        "negative_pooled_prompt_embeds": rand(B, 32, seed=4),
-        **changes,
-    }
+    return {**texts(32, pooled=32), "height": 16, "width": 32, **run_of(**changes)}
 
 
-def pixart_pipe(scheduler=None, transformer=None):
-    return quiet(
-        diffusers.PixArtSigmaPipeline(
-            tokenizer=None,
-            text_encoder=None,
-            vae=vae(),
-            transformer=transformer or pixart(),
-            scheduler=scheduler or diffusers.DPMSolverMultistepScheduler(),
-        )
+def pixart_pipe(scheduler=None, transformer=None, kind="PixArtSigmaPipeline"):
+    return made(
+        kind,
+        vae=vae(),
+        transformer=transformer or pixart(),
+        scheduler=scheduler or diffusers.DPMSolverMultistepScheduler(),
     )
 
 
 def pixart_call(**changes):
     return {
-        **sd_call(),
+        **texts(20),
+        "prompt_attention_mask": mask(),
+        "negative_prompt_attention_mask": mask().flip(0),
+        "prompt": None,
+        "negative_prompt": None,
         "height": 16,
         "width": 16,
         "use_resolution_binning": False,
-        "prompt": None,
-        "negative_prompt": None,
-        "prompt_embeds": rand(B, 7, 20, seed=1),
-        "negative_prompt_embeds": rand(B, 7, 20, seed=2),
-        "prompt_attention_mask": mask(),
-        "negative_prompt_attention_mask": mask().flip(0),
-        **changes,
+        **run_of(**changes),
     }
 
 
+def compressing_vae():
+    config = {
+        "latent_channels": 4,
+        "attention_head_dim": 2,
+        "encoder_block_types": ("ResBlock", "EfficientViTBlock"),
+        "decoder_block_types": ("ResBlock", "EfficientViTBlock"),
+        "encoder_block_out_channels": (8, 8),
+        "decoder_block_out_channels": (8, 8),
+        "encoder_qkv_multiscales": ((), (5,)),
+        "decoder_qkv_multiscales": ((), (5,)),
+        "encoder_layers_per_block": (1, 1),
+        "decoder_layers_per_block": (1, 1),
+        "downsample_block_type": "conv",
+        "upsample_block_type": "interpolate",
+        "decoder_norm_types": "rms_norm",
+        "decoder_act_fns": "silu",
+    }
+    return filled(diffusers.AutoencoderDC(**config))
+
+
 def sana_pipe(scheduler=None, transformer=None):
-    return quiet(
-        diffusers.SanaPipeline(
-            tokenizer=None,
-            text_encoder=None,
-            vae=filled(
-                diffusers.AutoencoderDC(
-                    latent_channels=4,
-                    attention_head_dim=2,
-                    encoder_block_types=("ResBlock", "EfficientViTBlock"),
-                    decoder_block_types=("ResBlock", "EfficientViTBlock"),
-                    encoder_block_out_channels=(8, 8),
-                    decoder_block_out_channels=(8, 8),
-                    encoder_qkv_multiscales=((), (5,)),
-                    decoder_qkv_multiscales=((), (5,)),
-                    encoder_layers_per_block=(1, 1),
-                    decoder_layers_per_block=(1, 1),
-                    downsample_block_type="conv",
-                    upsample_block_type="interpolate",
-                    decoder_norm_types="rms_norm",
-                    decoder_act_fns="silu",
-                )
-            ),
-            transformer=transformer or sana(),
-            scheduler=scheduler or diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        )
+    return made(
+        "SanaPipeline",
+        vae=compressing_vae(),
+        transformer=transformer or sana(),
+        scheduler=scheduler or flow_scheduler(),
     )
 
 
 def sana_call(**changes):
-    return {**pixart_call(), "height": 32, "width": 32, **changes}
+    return pixart_call(**{"height": 32, "width": 32, **changes})
 
 
 def dit_pipe(scheduler=None, transformer=None):
-    return quiet(
-        diffusers.DiTPipeline(
-            transformer=transformer or dit(),
-            vae=vae(),
-            scheduler=scheduler or diffusers.DDIMScheduler(clip_sample=False),
-        )
+    return made(
+        "DiTPipeline",
+        vae=vae(),
+        transformer=transformer or dit(),
+        scheduler=scheduler or diffusers.DDIMScheduler(clip_sample=False),
     )
 
 
 def dit_call(**changes):
-    return {
-        "class_labels": [3, 7],
-        "num_inference_steps": 4,
-        "output_type": "pt",
-        "generator": torch.Generator().manual_seed(0),
-        **changes,
-    }
+    return {"class_labels": [3, 7], **run_of(**{"output_type": "pt", **changes})}
 
 
 def ddim_pipe(scheduler=None, unet=None):
-    pipe = diffusers.DDIMPipeline(unet=unet or unet2d(), scheduler=scheduler or ddim())
-    return quiet(pipe)
+    return made("DDIMPipeline", unet=unet or unet2d(), scheduler=scheduler or ddim())
 
 
 def ddpm_pipe(scheduler=None, unet=None):
     scheduler = scheduler or diffusers.DDPMScheduler()
-    return quiet(diffusers.DDPMPipeline(unet=unet or unet2d(), scheduler=scheduler))
+    return made("DDPMPipeline", unet=unet or unet2d(), scheduler=scheduler)
 
 
 def plain_call(**changes):
-    return {
-        "batch_size": B,
-        "num_inference_steps": 4,
-        "output_type": "pt",
-        "generator": torch.Generator().manual_seed(0),
-        **changes,
-    }
+    return {"batch_size": B, **run_of(**{"output_type": "pt", **changes})}
 
 
 PIPES = {

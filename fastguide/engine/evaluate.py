@@ -81,7 +81,8 @@ class Evaluate:
         Raises:
             ValueError: a network or a potential returns what it should not.
         """
-        facts, row = self.plan.facts[e], self.plan.table[e]
+        view = self.plan.views[e]
+        facts, row = view.facts, view.table
         graph = Graph(facts, row, state.shape[1]) if pattern.graph else None
         parts = self.predict(e, pattern, x, state, graph)
         weights = self._planned(e, pattern)
@@ -180,8 +181,8 @@ class Evaluate:
 
     def _planned(self, e: int, pattern: Pattern) -> Tensor:
         """The plan's weights `[B or 1, 1 + K]` of what is left of its pattern."""
-        weights, planned = self.plan.weights[e], self.plan.rows[e].pattern
-        if pattern == planned:
+        weights, planned = self.plan.views[e].weights, self.plan.rows[e].pattern
+        if pattern is planned:
             return weights
         assert planned is not None
         columns = [1 + planned.branches.index(branch) for branch in pattern.branches]
@@ -199,7 +200,7 @@ class Evaluate:
         state: Tensor,
     ) -> None:
         """Write this evaluation's weights, where they are not the plan's."""
-        if pattern != self.plan.rows[e].pattern:
+        if pattern is not self.plan.rows[e].pattern:
             self.weights[e, :, : planned.shape[1]] = planned
         if not pattern.projects:
             return

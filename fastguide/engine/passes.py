@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_map
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.program import Program, RowMode, make_program
 from fastguide.guidance.base import Branch, Condition, Other
+from fastguide.staged import embed_times
 
 Nets = Mapping[Other | None, Any]  # None is the network that is sampled
 
@@ -42,12 +44,15 @@ class Conditions:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One pass: its rows, the first of which says what is special about it, and their program."""
+    """One pass: its rows, the first of which says what is special about it, their program, and
+    what its network makes of times alone (`fastguide.staged.embed_times`).
+    """
 
     rows: tuple[Branch, ...]
     program: Program
+    embed_times: Callable[[Tensor], Tensor] | None = None
 
-    @property
+    @cached_property
     def draws_condition(self) -> bool:
         """Whether a row has a random condition."""
         return any(row.cond == "random" for row in self.rows)
@@ -73,7 +78,7 @@ class Passes:
         """How many copies of x the first pass is given."""
         return self.first.program.inputs
 
-    @property
+    @cached_property
     def draws(self) -> bool:
         """Whether anything is drawn beside the update's noise."""
         masks = [row.degraded.mask for one in self.others for row in one.rows if row.degraded]
@@ -94,11 +99,13 @@ def make_passes(pattern: Pattern, nets: Nets, mode: RowMode = "batched") -> Pass
     after = []
     for rows in others:
         nag = pattern.nag if rows[0].net is None else None
-        after.append(Pass(rows, make_program(rows, nets[rows[0].net], nag, (), mode)))
+        net = nets[rows[0].net]
+        after.append(Pass(rows, make_program(rows, net, nag, (), mode), embed_times(net)))
     return Passes(
         Pass(
             first,
             make_program(first, nets[None], pattern.nag, observe, mode, pattern.graph, checkpoint),
+            embed_times(nets[None]),
         ),
         tuple(after),
         mode == "beside",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from fastguide.guidance.base import POSITIVE, Branch, Guidance
 from fastguide.guidance.modifiers import Rectified
 from fastguide.guidance.schedule import values_of
+from fastguide.hashing import hash_once
 from fastguide.perturbation import Layers, NoisyTime
 from fastguide.process import Level
 from fastguide.staged import TIME
@@ -27,6 +29,7 @@ class Nag:
     alpha: float
 
 
+@hash_once
 @dataclass(frozen=True)
 class Pattern:
     """The branches that are active at an evaluation, the positive one first.
@@ -41,17 +44,17 @@ class Pattern:
     held: frozenset[Branch] = frozenset()
     refreshed: bool = False
 
-    @property
+    @cached_property
     def computed(self) -> tuple[Branch, ...]:
         """The branches whose delta is computed at this evaluation, from a prediction."""
         return tuple(b for b in self.branches if b not in self.held and b.potential is None)
 
-    @property
+    @cached_property
     def rectified(self) -> Rectified | None:
         """The settings of REG, where a branch has it."""
         return next((b.rectified for b in self.branches if b.rectified is not None), None)
 
-    @property
+    @cached_property
     def graph(self) -> bool:
         """Whether something is differentiated through the positive rows."""
         how = self.rectified
@@ -63,12 +66,12 @@ class Pattern:
         )
         return by_factor or by_chain or by_potential
 
-    @property
+    @cached_property
     def projects(self) -> bool:
         """Whether weights depend on inner products."""
         return any(b.projection is not None or b.rescales for b in self.branches)
 
-    @property
+    @cached_property
     def settled(self) -> Pattern:
         """The pattern once adaptive guidance is off for all samples."""
         kept = tuple(b for b in self.branches if b.projection is None or not b.projection.latches)
@@ -102,13 +105,13 @@ class Pattern:
         return sum(len(rows) for rows in self.passes)
 
 
-def no_layers(layers: Layers) -> tuple[str, ...]:
-    """What a network without stages answers to the layers of a perturbation."""
-    raise ValueError(
-        f"guidance perturbs the layers {list(layers)}, but the network has no stages, or was "
-        "compiled as one piece, so that its layers cannot be reached (fastguide.staged says what a "
-        "network needs)"
+def no_layers(layers: Layers, why: str | None = None) -> tuple[str, ...]:
+    """What a network without stages answers to the layers of a perturbation; `why` it has none."""
+    why = why or (
+        "the network has no stages, or was compiled as one piece, so that its layers cannot be "
+        "reached (fastguide.staged says what a network needs)"
     )
+    raise ValueError(f"guidance perturbs the layers {list(layers)}, but {why}")
 
 
 def make_patterns(

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,6 +63,16 @@ class Row:
     input_scale: float
 
 
+class View(NamedTuple):
+    """Row number `evaluation` of a plan's tensors; `time` is its Fact.TIME."""
+
+    evaluation: Tensor
+    table: Tensor
+    weights: Tensor
+    facts: Tensor
+    time: Tensor
+
+
 @dataclass(frozen=True)
 class Plan:
     """A run, worked out. The tensors lie on one device.
@@ -89,6 +101,12 @@ class Plan:
     batch: int | None
     threshold: DynamicThreshold | None = None
 
+    @cached_property
+    def views(self) -> tuple[View, ...]:
+        """Its rows: indexing a tensor costs the host more than all of them at once."""
+        parts = (self.index, self.table, self.weights, self.facts, self.facts[:, Fact.TIME])
+        return tuple(View(*row) for row in zip(*(part.unbind() for part in parts), strict=True))
+
     @property
     def learned(self) -> bool:
         """Whether any update scales its noise by the network's variance."""
@@ -111,7 +129,7 @@ class Plan:
         """
         return sum(row.pattern.net_rows for row in self.rows if row.pattern is not None)
 
-    @property
+    @cached_property
     def patterns(self) -> tuple[Pattern, ...]:
         """All patterns, each once; also those that adaptive guidance may leave."""
         planned = [row.pattern for row in self.rows if row.pattern is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from fastguide.engine.passes import Conditions, Pass, Passes
 from fastguide.engine.pattern import MOVED, Pattern
 from fastguide.engine.plan import Fact, Plan
 from fastguide.engine.rows import Context, bind, run_program
-from fastguide.guidance.base import POSITIVE, Branch
+from fastguide.guidance.base import POSITIVE, Branch, Other
 from fastguide.staged import Normalized
 
 STEP, STEP_16_BIT = 0.003, 0.1  # of REG's mode "difference", in units of sigma
@@ -48,6 +48,7 @@ class Predict:
             for one in of_pattern.all
             if not one.draws_condition
         }
+        self.times = _times(plan, passes)
         self.side: torch.cuda.Stream | None = None
         if any(one.beside for one in passes.values()):
             self.side = torch.cuda.Stream(seeds.device)
@@ -63,12 +64,12 @@ class Predict:
             state: x in fp32 and unscaled, `[B, *shape]`.
             graph: is given that of the positive rows, where they are differentiated.
         """
-        context, h = self._context(e, pattern)
-        how = pattern.rectified
-        only_factor = not any(branch.derived for branch in pattern.branches)
+        passes, how = self.passes[pattern], pattern.rectified
+        context, h = self._context(e, pattern, passes)
 
         def differentiate(leaf: Tensor, output: Tensor) -> None:
             assert graph is not None
+            only_factor = not any(branch.derived for branch in pattern.branches)
             graph.take(leaf, output)
             if pattern.refreshed and how is not None and how.mode == "vjp":
                 product = graph.product(None, keep=not only_factor)
@@ -76,10 +77,10 @@ class Predict:
             if only_factor:
                 graph.release()
 
-        passes = self.passes[pattern]
         parts = self._other_networks(e, passes, x, context, state.shape[1])
         for rows, output in self._run(e, passes.first, x, context, differentiate).items():
-            for head, part in enumerate(output.chunk(self.outputs, 1)):
+            heads = (output,) if self.outputs == 1 else output.chunk(self.outputs, 1)
+            for head, part in enumerate(heads):
                 parts[rows.with_head(head)] = part
         if self.side is not None and passes.beside:
             torch.cuda.current_stream().wait_stream(self.side)
@@ -93,18 +94,18 @@ class Predict:
                 parts[branch] = self._degraded(e, one, parts[branch.source], state, context)
         return parts
 
-    def _context(self, e: int, pattern: Pattern) -> tuple[Context, Tensor | None]:
+    def _context(self, e: int, pattern: Pattern, passes: Passes) -> tuple[Context, Tensor | None]:
         """What layers may need, and how far a moved row is from x, where there is one."""
-        facts, nag, h = self.plan.facts[e], None, None
+        view, nag, h = self.plan.views[e], None, None
         if pattern.nag is not None:
             nag = Normalized(self.plan.nag[e], pattern.nag.tau, pattern.nag.alpha)
-        seeds = ops.derive_seeds(self.seeds, e) if self.passes[pattern].draws else None
+        seeds = ops.derive_seeds(self.seeds, e) if passes.draws else None
         how = pattern.rectified
         if pattern.refreshed and how is not None and how.mode == "difference":
             usual = STEP if self.dtype == torch.float32 else STEP_16_BIT
-            h = (how.step or usual) * facts[Fact.SIGMA]
-        move = None if h is None else facts[Fact.INPUT_SCALE] * h
-        return Context(seeds, facts[Fact.TIME], nag, move), h
+            h = (how.step or usual) * view.facts[Fact.SIGMA]
+        move = None if h is None else view.facts[Fact.INPUT_SCALE] * h
+        return Context(seeds, view.time, nag, move), h
 
     def _other_networks(
         self, e: int, passes: Passes, x: Tensor, context: Context, channels: int
@@ -139,7 +140,7 @@ class Predict:
             x = x[:batch].repeat(one.program.inputs, *[1] * (x.ndim - 1))
         outputs = self.outputs if net is None else net.model.outputs
         shape = (outputs * x.shape[1], *x.shape[2:])
-        bound, t = self._bound(one, context), self.plan.times[e]
+        bound, t = self._bound(one, context), self.times[net][e]
         return self._execute(one.program, x, t, bound, batch, shape, context, differentiate)
 
     def _bound(self, one: Pass, context: Context) -> list[dict[int, Any]]:
@@ -170,3 +171,14 @@ class Predict:
         x = ((state + offset) * facts[Fact.INPUT_SCALE]).to(self.dtype)
         prediction = self._run(e, one, x, context)[branch][:, : state.shape[1]]
         return prediction.float() + facts[Fact.MOVE] * offset
+
+
+def _times(plan: Plan, passes: Mapping[Pattern, Passes]) -> dict[Other | None, Sequence[Tensor]]:
+    """For each network what its rows have for a time at each evaluation."""
+    found: dict[Other | None, Sequence[Tensor]] = {}
+    for one in (one for of_pattern in passes.values() for one in of_pattern.all):
+        net = one.rows[0].net
+        if net not in found:
+            table = plan.times if one.embed_times is None else one.embed_times(plan.times)
+            found[net] = table.unbind()
+    return found

@@ -56,7 +56,7 @@ def run_program(
 
     Args:
         x: `[inputs B, *shape]`.
-        t: the network's time, a scalar tensor.
+        t: what every row has for a time: a scalar tensor, or `[...]` of the network's making.
         conds: of `bind`.
         batch: B.
         differentiate: of a program with a graph: given x `[B, *shape]` and the positive rows'
@@ -74,7 +74,10 @@ def run_program(
             state: Any = None if part.source is None else saved[part.source, part.start]
             if part.source is None:
                 given = leaf.repeat(x.shape[0] // batch, *[1] * (x.ndim - 1)) if graph else x
-                state = (_moved(given, part.rows, batch, context.move), t.expand(x.shape[0]))
+                state = (
+                    _moved(given, part.rows, batch, context.move),
+                    t.expand(x.shape[0], *t.shape),
+                )
             for index, step in enumerate(part.steps, part.start):
                 if step.forks:
                     state = _forked(state, step.forks, batch)
@@ -88,7 +91,7 @@ def run_program(
             with torch.enable_grad():
                 differentiate(leaf, state[:batch])
             state = state.detach()
-        outputs.update(zip(part.rows, state.split(batch), strict=True))
+        outputs.update(zip(part.rows, state.chunk(len(part.rows)), strict=True))
     return outputs
 
 
@@ -98,13 +101,10 @@ def _detached(leaf: Any) -> Any:
 
 def _moved(x: Tensor, rows: tuple[Branch, ...], batch: int, move: Tensor | None) -> Tensor:
     """`x` with the blocks of the rows that are `moved` moved."""
-    blocks = x.split(batch)
-    if not any(row.moved for row in rows[: len(blocks)]):
+    if move is None:
         return x
-    assert move is not None
-    return torch.cat(
-        [(b + move).to(b.dtype) if row.moved else b for row, b in zip(rows, blocks, strict=False)]
-    )
+    blocks = zip(rows, x.split(batch), strict=False)
+    return torch.cat([(b + move).to(b.dtype) if row.moved else b for row, b in blocks])
 
 
 def _run(

@@ -115,7 +115,7 @@ def update(
     net_input: Tensor | None = None,
 ) -> None:
     """Row `e` of the plan: one `step` of the slots `state`, with what its evaluation gave."""
-    row = plan.rows[e]
+    row, view = plan.rows[e], plan.views[e]
     variance = combined.variance if row.learned else None
     if row.draws and combined.shift is not None:
         noise = _shifted(plan, e, noise, seeds, variance, combined.shift)
@@ -129,7 +129,7 @@ def update(
         combined.branches,
         weights,
         plan.table,
-        plan.index[e],
+        view.evaluation,
         first_bad,
         seeds=seeds if row.draws and noise is None else None,
         noise=noise,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from fastguide.guidance.modifiers import HighPass, Projection, Rectified, Rescale, Space
 from fastguide.guidance.potential import Potential
 from fastguide.guidance.schedule import Schedule, values_of
+from fastguide.hashing import hash_once
 from fastguide.model import Model
 from fastguide.perturbation import Degraded, Layers, Perturbation
 from fastguide.process import Level
@@ -41,6 +43,7 @@ class Other:
         return cls(id(model), model)
 
 
+@hash_once
 @dataclass(frozen=True)
 class Branch:
     """One delta: from the positive prediction to another, and what is done to it.
@@ -70,17 +73,17 @@ class Branch:
     projection: Projection | None = None
     rescales: tuple[Rescale, ...] = ()
 
-    @property
+    @cached_property
     def delta(self) -> Branch:
         """The delta as it comes, before anything is done to it."""
         return replace(self, high_pass=None, rectified=None, projection=None, rescales=())
 
-    @property
+    @cached_property
     def prediction(self) -> Branch:
         """The prediction that the delta leads away from."""
         return replace(self.delta, every=1)
 
-    @property
+    @cached_property
     def rows(self) -> Branch:
         """The block of rows that the prediction is a view of."""
         return replace(self.prediction, head=0)
@@ -94,7 +97,7 @@ class Branch:
 
     def with_head(self, head: int) -> Branch:
         """Another head of the same rows."""
-        return replace(self, head=head)
+        return self if head == self.head else replace(self, head=head)
 
     @property
     def source(self) -> Branch:

@@ -12,6 +12,7 @@ import fastguide._C  # noqa: F401  (registers the schema)
 from fastguide import table as _table
 from fastguide.table import Extra
 
+EXTRAS = frozenset(Extra)
 PREDICTION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -64,7 +65,8 @@ def step(
     """
     _check_step(state, branches, weights, table, evaluation, first_bad, seeds, noise, net_input)
     _check_extras(state, variance, bound, extra)
-    check_deltas(state[0], branches, deltas, factor, factored)
+    if deltas or factored or factor is not None:
+        check_deltas(state[0], branches, deltas, factor, factored)
     everything = (1 << state.shape[0]) - 1
     torch.ops.fastguide.step(
         as_planes(state, 2),
@@ -167,25 +169,21 @@ def _check_step(
             f"net_input is {net_input.dtype} of shape {tuple(net_input.shape)}, but it should be "
             f"contiguous fp32, bf16 or fp16 [r * {sample[0]}, *{tuple(sample[1:])}]"
         )
-    others: dict[str, Tensor | None] = {
-        **{f"branches[{k}]": branch for k, branch in enumerate(branches)},
-        "weights": weights,
-        "table": table,
-        "evaluation": evaluation,
-        "first_bad": first_bad,
-        "seeds": seeds,
-        "noise": noise,
-        "net_input": net_input,
-    }
-    for name, tensor in others.items():
-        if tensor is not None and tensor.device != state.device:
-            raise ValueError(f"{name} is on {tensor.device}, but state is on {state.device}")
-        if (
-            name in ("table", "weights", "seeds")
-            and tensor is not None
-            and not tensor.is_contiguous()
-        ):
-            raise ValueError(f"{name} has strides {tensor.stride()}, but it should be contiguous")
+    others = (weights, table, seeds, evaluation, first_bad, noise, net_input, *branches)
+    device = state.device
+    for k, tensor in enumerate(others):
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{_name(k)} is on {tensor.device}, but state is on {device}")
+        if k < 3 and tensor is not None and not tensor.is_contiguous():
+            raise ValueError(
+                f"{_name(k)} has strides {tensor.stride()}, but it should be contiguous"
+            )
+
+
+def _name(k: int) -> str:
+    """Of number k among the arguments beside the state."""
+    names = ("weights", "table", "seeds", "evaluation", "first_bad", "noise", "net_input")
+    return names[k] if k < len(names) else f"branches[{k - len(names)}]"
 
 
 def _check_extras(
@@ -211,7 +209,7 @@ def _check_extras(
             f"bound is {bound.dtype} of shape {tuple(bound.shape)} on {bound.device}, "
             f"but it should be fp32 [{sample[0]}]"
         )
-    if extra not in tuple(Extra):
+    if extra not in EXTRAS:
         raise ValueError(f"extra is {extra}, but it should be one of {[*Extra]}")
 
 

@@ -14,10 +14,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fastguide import ops
+from fastguide.adapters.diffusers.network import is_plain
 from fastguide.nets.attention import nag
 from fastguide.perturbation import BlurredQueries, Identity
 from fastguide.staged import Routing, Segment, split
@@ -124,7 +125,7 @@ def _plain(attn: Any) -> bool:
     """Whether the weights of q, k and v say all that the projections do."""
     normed = getattr(attn, "norm_q", None) is not None or getattr(attn, "norm_k", None) is not None
     return not normed and all(
-        type(m) is nn.Linear and not m._forward_hooks and not m._forward_pre_hooks
+        is_plain(m) and not m._forward_hooks and not m._forward_pre_hooks
         for m in (attn.to_q, attn.to_k, attn.to_v)
     )
 

@@ -1,16 +1,15 @@
 """FluxTransformer2DModel in stages: joint blocks, then single blocks on text and image as one.
 
 `cond` is a dict of "text" `[rows, T, D]`, "pooled" `[rows, E]` and, for guidance-distilled weights,
-"guidance" `[rows]`. x is `[rows, C, H, W]`, or packed `[rows, h w, 4 C]` as in pipelines.
+"guidance" `[rows]`.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastguide.adapters.diffusers.attention import (
@@ -21,7 +20,7 @@ from fastguide.adapters.diffusers.attention import (
     projected,
     routed_joint,
 )
-from fastguide.adapters.diffusers.network import Adapted, Call, dtype_of
+from fastguide.adapters.diffusers.network import Adapted, Call, block_stages, dtype_of
 from fastguide.adapters.diffusers.sd3 import added
 from fastguide.nets.attention import shuffled
 from fastguide.nets.timed import timed
@@ -54,7 +53,6 @@ class State(NamedTuple):
     rope: Rope | None
     grid: Grid
     before: int  # text tokens in `image`
-    packed: bool  # whether x was
 
 
 class Flux(Adapted):
@@ -76,48 +74,38 @@ class Flux(Adapted):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Tokens, text and embedding, joint blocks, single blocks, head."""
-        joint = [f"transformer_blocks.{i}" for i in range(len(self.net.transformer_blocks))]
-        single = [
-            f"single_transformer_blocks.{i}" for i in range(len(self.net.single_transformer_blocks))
-        ]
+        net = self.net
+        joint = block_stages("transformer_blocks", net.transformer_blocks, _joint, timed=True)
+        single = block_stages(
+            "single_transformer_blocks", net.single_transformer_blocks, _single, timed=True
+        )
         return (
             Stage("x_embedder", self.embed),
             Stage("time_text_embed", self.condition, (TIME,), cond=True, timed=True),
-            *(
-                Stage(name, partial(_joint, block, name), (name,), timed=True, skippable=True)
-                for name, block in zip(joint, self.net.transformer_blocks, strict=True)
-            ),
+            *joint,
             Stage("join", _join),
-            *(
-                Stage(name, partial(_single, block, name), (name,), timed=True, skippable=True)
-                for name, block in zip(single, self.net.single_transformer_blocks, strict=True)
-            ),
+            *single,
             Stage("proj_out", self.head),
         )
 
     @property
-    def middle(self) -> tuple[str, ...]:
-        """The block halfway, of all."""
-        names = [name for stage in self.stages for name in stage.layers if name != TIME]
-        return (names[len(names) // 2],)
+    def embedders(self) -> tuple[nn.Module, ...]:
+        return (self.net.time_text_embed.timestep_embedder,)
+
+    def of_times(self, t: Tensor) -> Tensor:
+        """The time's part of the embedding, `[n, C]`."""
+        embed = self.net.time_text_embed
+        dtype = dtype_of(self.net)
+        return embed.timestep_embedder(embed.time_proj(t.to(dtype) * self.time_scale).to(dtype))
 
     def embed(
         self, inputs: tuple[Tensor, Tensor], cond: Any = None, routing: Routing = PLAIN
     ) -> State:
         """2 x 2 pixels to tokens; time to its embedding."""
         x, t = inputs
-        dtype, embed, packed, grid = (
-            dtype_of(self.net),
-            self.net.time_text_embed,
-            x.ndim == 3,
-            self.grid,
-        )
-        if not packed:
-            grid = (x.shape[2] // 2, x.shape[3] // 2)
-            x = F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
-        t = t.to(dtype) * self.time_scale
-        time = embed.timestep_embedder(embed.time_proj(t).to(dtype))
-        return State(self.net.x_embedder(x.to(dtype)), None, time, None, grid, 0, packed)
+        image = self.net.x_embedder(self.pack(x.to(dtype_of(self.net))))
+        grid = (x.shape[2] // 2, x.shape[3] // 2)
+        return State(image, None, self.embedded(t), None, grid, 0)
 
     def condition(self, state: State, cond: Any = None, routing: Routing = PLAIN) -> State:
         """The text's tokens; the embedding of time, guidance and pooled text."""
@@ -136,9 +124,14 @@ class Flux(Adapted):
         """Tokens to pixels."""
         image = state.image[:, state.before :]
         tokens = self.net.proj_out(self.net.norm_out(image, state.embedding))
-        if state.packed:
-            return tokens
-        return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, state.grid), 2)
+        return _pixels(tokens, state.grid)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """2 x 2 pixels to one, `[rows, C, 2 h, 2 w]` to `[rows, h w, 4 C]`."""
+        return F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2).contiguous()
+
+    def unpack(self, x: Tensor) -> Tensor:
+        return _pixels(x, self.grid).contiguous()
 
     def conditions(self, x: Tensor, fixed: dict[str, Any], varying: dict[str, Any]) -> Call:
         self._check_ids(fixed["img_ids"], fixed["txt_ids"])
@@ -167,6 +160,10 @@ class Flux(Adapted):
             scale = embed.time_proj(cond["guidance"].to(dtype) * 1000).to(dtype)
             vector = vector + embed.guidance_embedder(scale)
         return {"context": self.net.context_embedder(cond["text"].to(dtype)), "vector": vector}
+
+
+def _pixels(tokens: Tensor, grid: Grid) -> Tensor:
+    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), 2)
 
 
 def image_ids(grid: Grid, device: torch.device) -> Tensor:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fastguide.staged import Stage, run_stages
+from fastguide.staged import Routing, Stage, layers_of, run_stages
+
+Block = TypeVar("Block")
 
 
 class Call(NamedTuple):
@@ -43,12 +47,35 @@ class Adapted(nn.Module):
         self.arguments = tuple(inspect.signature(type(net).forward).parameters)[1:]
 
     @property
+    def embedders(self) -> tuple[nn.Module, ...]:
+        """The modules that `of_times` runs."""
+        raise NotImplementedError
+
+    def of_times(self, t: Tensor) -> Tensor:
+        """What the network makes of times `[n]` alone, `[n, ...]`."""
+        raise NotImplementedError
+
+    def embed_times(self, t: Tensor) -> Tensor:
+        """`of_times` of a run's times: at once where that is as each by itself, which it is not
+        where activations are quantised by the largest.
+        """
+        if all(_in_rows(m) for embedder in self.embedders for m in embedder.modules()):
+            return self.of_times(t)
+        return torch.cat([self.of_times(one) for one in t.split(1)])
+
+    def embedded(self, t: Tensor) -> Tensor:
+        """`of_times` of a state's second part, which may be that already."""
+        return self.of_times(t) if t.ndim == 1 else t
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         raise NotImplementedError
 
     @property
     def middle(self) -> tuple[str, ...]:
-        raise NotImplementedError
+        """The layer halfway."""
+        names = layers_of(self)
+        return (names[len(names) // 2],)
 
     @property
     def null(self) -> Any:
@@ -69,6 +96,14 @@ class Adapted(nn.Module):
     def prepare(self, cond: Any) -> Any:
         """`cond` with what depends on it alone worked out; stages take it with and without."""
         return cond
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Latents `[rows, C, H, W]` as the family's pipelines have them."""
+        return x
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """The inverse, for a pipeline's call that was understood before."""
+        return x
 
     def gather(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """What a pipeline's call of the network means.
@@ -96,6 +131,32 @@ class Adapted(nn.Module):
         return Call(x, fixed or None, varying)
 
 
+def is_plain(module: object) -> bool:
+    """Whether it is a linear layer with ordinary weights."""
+    return type(module) is nn.Linear and type(module.weight) in (nn.Parameter, Tensor)
+
+
+def _in_rows(module: nn.Module) -> bool:
+    """Whether a part of an embedder is known to treat each row by itself."""
+    holds_nothing = not module.state_dict()
+    return is_plain(module) or holds_nothing or next(module.children(), None) is not None
+
+
+def block_stages(
+    name: str,
+    blocks: Iterable[Block],
+    run: Callable[[Block, str, Any, Any, Routing], Any],
+    cond: bool = False,
+    timed: bool = False,
+) -> list[Stage]:
+    """A stage and layer `name.i` for each block: `run(block, name.i, state, cond, routing)`."""
+    stages = []
+    for i, block in enumerate(blocks):
+        layer = f"{name}.{i}"
+        stages.append(Stage(layer, partial(run, block, layer), (layer,), cond, timed, True))
+    return stages
+
+
 def _is_given(value: Any) -> bool:
     return value is not None and not (isinstance(value, (dict, list, tuple)) and not value)
 
@@ -116,4 +177,13 @@ def patches_to_pixels(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tens
 
 def dtype_of(net: nn.Module) -> torch.dtype:
     """The floating-point type that the network computes in."""
-    return next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+    return _dtype_of(net) or torch.float32
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype | None:
+    # a walk of our own, because each evaluation asks: parameters() takes four times as long
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter.is_floating_point():
+            return parameter.dtype
+    found = (_dtype_of(child) for child in module._modules.values() if child is not None)
+    return next((dtype for dtype in found if dtype is not None), None)

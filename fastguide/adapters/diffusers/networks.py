@@ -63,7 +63,21 @@ def adapt(net: nn.Module, time_scale: float = 1.0) -> Adapted | Whole:
         return Whole(net, time_scale, f"fastguide has no stages for a {name}")
     staged, what_is_missing = STAGED[name]
     why = _unknown_processor(net) or what_is_missing(net)
-    return staged(net, time_scale) if why is None else Whole(net, time_scale, why)
+    _check_channels(net, name, why)
+    if why is None:
+        return staged(net, time_scale)
+    return Whole(net, time_scale, f"the {name} cannot run in stages: {why}")
+
+
+def _check_channels(net: Any, name: str, why: str | None) -> None:
+    takes, returns = net.config.in_channels, net.config.out_channels
+    if returns is None or takes <= returns or (name == "UNet2DConditionModel" and why is None):
+        return
+    what = "a UNet2DConditionModel" if why is None else f"stages, but {why}"
+    raise ValueError(
+        f"the {name} takes {takes} channels and returns {returns}; that its input holds more than "
+        f"latents (masks, images) fastguide understands only of {what}"
+    )
 
 
 def _unknown_processor(net: nn.Module) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastguide.adapters.diffusers.calls import Gather
 from fastguide.adapters.diffusers.network import Adapted
 from fastguide.adapters.diffusers.networks import adapt
 from fastguide.adapters.diffusers.run import Draws, Run
@@ -58,10 +59,13 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionXLInpaintPipeline": _SD,
     "StableDiffusionXLControlNetPipeline": _SD,
     "StableDiffusionXLControlNetImg2ImgPipeline": _SD,
+    "StableDiffusionXLControlNetInpaintPipeline": _SD,
     "StableDiffusion3Pipeline": _SD3,
     "StableDiffusion3Img2ImgPipeline": _SD3,
+    "StableDiffusion3InpaintPipeline": _SD3,
     "FluxPipeline": _FLUX,
     "FluxImg2ImgPipeline": _FLUX,
+    "FluxInpaintPipeline": _FLUX,
     "PixArtAlphaPipeline": _TEXT,
     "PixArtSigmaPipeline": _TEXT,
     "SanaPipeline": _TEXT,
@@ -100,9 +104,10 @@ def accelerate(
         run._choose(layers)
     made: Any = object.__new__(type(kind, (Accelerated, type(pipe)), {}))
     made.__dict__.update(pipe.__dict__)
-    made.__dict__[family.net] = Network(net, run)
+    network = made.__dict__[family.net] = Network(net, run)
     made.__dict__["scheduler"] = Scheduler(scheduler, run)
-    made.__dict__["_fastguide"] = (run, family, distilled)
+    signature = inspect.signature(type(pipe).__call__)
+    made.__dict__["_fastguide"] = Parts(run, network, family, distilled, signature)
     return made
 
 
@@ -115,15 +120,27 @@ def _layers_of(guidance: Guidance | None) -> list[Any]:
     return found + [one.layers for one in guidance.inside()]
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What an accelerated pipeline holds of ours, and the signature of its own call."""
+
+    run: Run
+    network: Network
+    family: Family
+    distilled: bool
+    signature: inspect.Signature
+
+
 class Accelerated:
     """What an accelerated pipeline is beside its own class."""
 
-    _fastguide: tuple[Run, Family, bool]
+    _fastguide: Parts
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        run, family, distilled = self._fastguide
+        parts = self._fastguide
+        run, family, distilled = parts.run, parts.family, parts.distilled
         method = super().__call__  # type: ignore[misc]
-        given = inspect.signature(method).bind_partial(*args, **kwargs).arguments
+        given = parts.signature.bind_partial(self, *args, **kwargs).arguments
         _refuse(given, family, distilled, run)
         if family.scale is not None and not (distilled and family.scale == "guidance_scale"):
             kwargs[family.scale] = NEGATIVE if run.needs_negative else 1.0
@@ -144,6 +161,7 @@ class Accelerated:
             return method(*args, **kwargs)
         finally:
             run.reset()
+            parts.network.forget()
 
 
 def _refuse(given: Mapping[str, Any], family: Family, distilled: bool, run: Run) -> None:
@@ -172,15 +190,29 @@ class Network(nn.Module):
     def __init__(self, adapted: Adapted | Whole, run: Run) -> None:
         super().__init__()
         self.inner = adapted.net
-        self.__dict__["run"] = run
-        self.__dict__["adapted"] = adapted
+        known = {"run": run, "adapted": adapted, "gather": Gather(adapted), "nothing": (None, None)}
+        self.__dict__.update(known)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        call = self.adapted.gather(args, kwargs)
+        call = self.gather(args, kwargs)
+        x = call.x
         self.run.evaluate(call)
-        shape = (call.x.shape[0], call.x.shape[1] * self.adapted.outputs, *call.x.shape[2:])
-        nothing = call.x.new_zeros(()).expand(shape)
+        like, nothing = self.nothing
+        if x.shape != like:
+            shape = (x.shape[0], x.shape[1] * self.adapted.outputs, *x.shape[2:])
+            nothing = x.new_zeros(()).expand(shape)
+            self.__dict__["nothing"] = x.shape, nothing
         return Output(nothing) if kwargs.get("return_dict", True) else (nothing,)
+
+    def forget(self) -> None:
+        """Hold nothing of a run."""
+        self.gather.forget()
+        self.__dict__["nothing"] = None, None
+
+    @property
+    def config(self) -> Any:
+        """The network's own."""
+        return self.inner.config
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -204,6 +236,7 @@ class Scheduler:
 
     def __init__(self, inner: Any, run: Run) -> None:
         self.inner, self.run = inner, run
+        self.counts = hasattr(inner, "_step_index")
 
     def __getattr__(self, name: str) -> Any:
         if name in ("inner", "run"):
@@ -235,16 +268,16 @@ class Scheduler:
         return_dict: bool = True,
     ) -> Any:
         """The latents after one update; `model_output` is known already."""
-        from diffusers.utils.torch_utils import randn_tensor
-
-        upcast = "DPMSolverMultistep" in type(self.inner).__name__
-        dtype = torch.float32 if upcast else model_output.dtype
 
         def draw() -> Tensor:
+            from diffusers.utils.torch_utils import randn_tensor
+
+            upcast = "DPMSolverMultistep" in type(self.inner).__name__
+            dtype = torch.float32 if upcast else model_output.dtype
             return randn_tensor(sample.shape, generator, sample.device, dtype)
 
         latents = self.run.advance(sample, draw)
-        if hasattr(self.inner, "_step_index"):
+        if self.counts:
             self.inner._step_index = self.run.begin + self.run.row - 1
         return Step(latents) if return_dict else (latents,)
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastguide.adapters.diffusers.attention import (
@@ -26,7 +26,13 @@ from fastguide.adapters.diffusers.attention import (
     routed,
     self_attention,
 )
-from fastguide.adapters.diffusers.network import Adapted, Call, dtype_of, patches_to_pixels
+from fastguide.adapters.diffusers.network import (
+    Adapted,
+    Call,
+    block_stages,
+    dtype_of,
+    patches_to_pixels,
+)
 from fastguide.nets.attention import shuffled
 from fastguide.nets.timed import timed
 from fastguide.perturbation import BlurredQueries, Identity
@@ -37,7 +43,7 @@ class State(NamedTuple):
     """What flows from stage to stage; `grid` is shared by all rows."""
 
     tokens: Tensor  # [rows, h w, C]
-    time: Tensor  # [rows], then the six vectors of all blocks [rows, 6, C]
+    time: Tensor  # [rows, 1 or 7, C] of the time alone, then the vectors of all blocks [rows, 6, C]
     embedding: Tensor | None  # [rows, C]
     text: Tensor | None  # [rows, T, C] where keys and values are not known beforehand
     grid: Grid
@@ -51,10 +57,8 @@ class PixArt(Adapted):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Patches, time, blocks, head."""
-        names = [f"transformer_blocks.{i}" for i in range(len(self.net.transformer_blocks))]
-        blocks = (
-            Stage(name, partial(self.block, block, name), (name,), cond=True, skippable=True)
-            for name, block in zip(names, self.net.transformer_blocks, strict=True)
+        blocks = block_stages(
+            "transformer_blocks", self.net.transformer_blocks, self.block, cond=True
         )
         return (
             Stage("pos_embed", self.embed),
@@ -64,9 +68,31 @@ class PixArt(Adapted):
         )
 
     @property
-    def middle(self) -> tuple[str, ...]:
-        """The block halfway."""
-        return (f"transformer_blocks.{len(self.net.transformer_blocks) // 2}",)
+    def single(self) -> Any:
+        """The module that makes vectors of the time."""
+        return self.net.adaln_single
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing is added to the time's embedding."""
+        return not self.single.emb.use_additional_conditions
+
+    @property
+    def embedders(self) -> tuple[nn.Module, ...]:
+        return (self.single.emb.timestep_embedder, self.single.linear)
+
+    def of_times(self, t: Tensor) -> Tensor:
+        """The time's part of the embedding `[n, 1, C]`, and where that is all of it the six vectors
+        `[n, 6, C]` behind it.
+        """
+        embedding = self.time(t * self.time_scale)
+        whole = embedding.unsqueeze(1)
+        return torch.cat([whole, self.vectors(embedding)], 1) if self.alone else whole
+
+    def time(self, t: Tensor) -> Tensor:
+        """The embedding of timesteps `[n]`."""
+        emb = self.single.emb
+        return emb.timestep_embedder(emb.time_proj(t).to(dtype_of(self.net)))
 
     def embed(
         self, inputs: tuple[Tensor, Tensor], cond: Any = None, routing: Routing = PLAIN
@@ -76,7 +102,7 @@ class PixArt(Adapted):
         patch = self.net.config.patch_size
         grid = (x.shape[2] // patch, x.shape[3] // patch)
         tokens = self.patches(x.to(dtype_of(self.net)))
-        return State(tokens, t * self.time_scale, None, None, grid)
+        return State(tokens, self.embedded(t), None, None, grid)
 
     def patches(self, x: Tensor) -> Tensor:
         """Pixels to tokens with their positions."""
@@ -85,30 +111,27 @@ class PixArt(Adapted):
     def condition(self, state: State, cond: Any = None, routing: Routing = PLAIN) -> State:
         """The embedding of the time, and the six vectors of all blocks."""
         cond = _as_dict(cond)
-        embedding, single = self.time(state.time, cond, state.tokens.dtype)
-        embedding = timed(embedding, TIME, routing)
-        vectors = single.linear(single.silu(embedding)).unflatten(1, (6, -1))
+        alone, vectors = state.time[:, 0], state.time[:, 1:]
+        embedding = timed(alone if self.alone else alone + self.told(cond), TIME, routing)
+        if embedding is not alone:
+            vectors = self.vectors(embedding)
         text = None if "kv" in cond else self.text(cond["text"])
         return state._replace(time=vectors, embedding=embedding, text=text)
 
-    def time(self, t: Tensor, cond: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Any]:
-        """The embedding `[rows, C]`, and the module that makes six vectors of it."""
-        single = self.net.adaln_single
-        embedding = single.emb.timestep_embedder(single.emb.time_proj(t).to(dtype))
-        sizes = cond["sizes"] if "sizes" in cond else self.sizes(cond, dtype)
-        return (embedding if sizes is None else embedding + sizes), single
+    def vectors(self, embedding: Tensor) -> Tensor:
+        """The six vectors of all blocks, `[rows, 6, C]`."""
+        return self.single.linear(self.single.silu(embedding)).unflatten(1, (6, -1))
 
-    def sizes(self, cond: dict[str, Any], dtype: torch.dtype) -> Tensor | None:
-        """The embedding of resolution and aspect ratio."""
-        emb = self.net.adaln_single.emb
-        if not emb.use_additional_conditions:
-            return None
-        parts = []
+    def told(self, cond: dict[str, Any]) -> Tensor:
+        """What is added to the time's embedding: that of resolution and aspect ratio."""
+        if "told" in cond:
+            return cond["told"]
+        emb, parts = self.single.emb, []
         for name in ("resolution", "aspect_ratio"):
             values = cond[name]
-            embed = getattr(emb, f"{name}_embedder")
-            proj = emb.additional_condition_proj(values.flatten()).to(dtype)
-            parts.append(embed(proj).reshape(values.shape[0], -1))
+            proj = emb.additional_condition_proj(values.flatten()).to(dtype_of(self.net))
+            embedded = getattr(emb, f"{name}_embedder")(proj)
+            parts.append(embedded.reshape(values.shape[0], -1))
         return torch.cat(parts, 1)
 
     def text(self, text: Tensor) -> Tensor:
@@ -181,7 +204,7 @@ class PixArt(Adapted):
         return Call(x, cond | {k: v for k, v in added.items() if v is not None}, varying)
 
     def prepare(self, cond: Any) -> Any:
-        """Keys and values of all cross-attentions, and the embedding of the sizes."""
+        """Keys and values of all cross-attentions, and what is added to the time's embedding."""
         cond = dict(_as_dict(cond))
         if "kv" in cond:
             return cond
@@ -189,10 +212,8 @@ class PixArt(Adapted):
         bias = bias_of(cond.pop("mask", None), text.dtype)
         if bias is not None:
             cond["bias"] = bias
-        sizes = self.sizes(cond, text.dtype)
-        if sizes is not None:
-            cond["sizes"] = sizes
-            del cond["resolution"], cond["aspect_ratio"]
+        if not self.alone:
+            cond["told"] = self.told(cond)
         cond["kv"] = {
             f"transformer_blocks.{i}": self.keys(block.attn2, text)
             for i, block in enumerate(self.net.transformer_blocks)
@@ -208,17 +229,32 @@ class Sana(PixArt):
     def patches(self, x: Tensor) -> Tensor:
         return self.net.patch_embed(x)
 
-    def time(self, t: Tensor, cond: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Any]:
-        embed = self.net.time_embed
-        t = t * self.net.config.timestep_scale
-        if not self.net.config.guidance_embeds:
-            return embed.emb.timestep_embedder(embed.emb.time_proj(t).to(dtype)), embed
-        scale = embed.guidance_condition_proj(cond["guidance"]).to(dtype)
-        time = embed.timestep_embedder(embed.time_proj(t).to(dtype))
-        return time + embed.guidance_embedder(scale), embed
+    @property
+    def single(self) -> Any:
+        return self.net.time_embed
 
-    def sizes(self, cond: dict[str, Any], dtype: torch.dtype) -> Tensor | None:
-        return None
+    @property
+    def alone(self) -> bool:
+        return not self.net.config.guidance_embeds
+
+    @property
+    def embedders(self) -> tuple[nn.Module, ...]:
+        return (
+            (self.single.emb if self.alone else self.single).timestep_embedder,
+            self.single.linear,
+        )
+
+    def time(self, t: Tensor) -> Tensor:
+        emb = self.single.emb if self.alone else self.single
+        proj = emb.time_proj(t * self.net.config.timestep_scale)
+        return emb.timestep_embedder(proj.to(dtype_of(self.net)))
+
+    def told(self, cond: dict[str, Any]) -> Tensor:
+        """What is added to the time's embedding: that of the guidance's scale."""
+        if "told" in cond:
+            return cond["told"]
+        proj = self.single.guidance_condition_proj(cond["guidance"])
+        return self.single.guidance_embedder(proj.to(dtype_of(self.net)))
 
     def text(self, text: Tensor) -> Tensor:
         text = text.to(dtype_of(self.net))

@@ -22,7 +22,7 @@ from fastguide.conditions import named_conditions, random_condition
 from fastguide.engine.evaluate import EMPTY, Evaluate
 from fastguide.engine.gradient import differentiable
 from fastguide.engine.passes import Conditions, Passes, make_passes
-from fastguide.engine.pattern import Pattern
+from fastguide.engine.pattern import Pattern, no_layers
 from fastguide.engine.plan import Plan, make_plan
 from fastguide.engine.run import update
 from fastguide.guidance.base import Guidance
@@ -31,6 +31,7 @@ from fastguide.perturbation import Layers
 from fastguide.staged import choose_layers
 
 TEXTS = {"text", "pooled", "text_embeds", "encoder_hidden_states", "pooled_projections"}
+NO_TENSOR = torch.empty(0)
 KEPT_PLANS = 8  # of other numbers of steps, sizes or strengths
 
 
@@ -46,6 +47,21 @@ class Draws:
     seed: int = 0
     eta: float = 0.0
     use_clipped: bool = False
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run's plan.
+
+    Args:
+        alphas: what latents are multiplied with to be our x, before each row and after the last.
+        scales: of the network's input for x, before each row.
+    """
+
+    course: Course
+    plan: Plan
+    alphas: tuple[float, ...]
+    scales: tuple[float, ...]
 
 
 class Run:
@@ -83,7 +99,7 @@ class Run:
             for term in (guidance.terms() if guidance else ())
             if term.branch.net is not None
         }
-        self._plans: dict[Any, tuple[Course, Plan]] = {}
+        self._plans: dict[Any, Planned] = {}
         self._passes: dict[Pattern, Passes] = {}
         self._compiled = None if compiled is None else Compiled(compiled)
         self.draws = Draws()
@@ -96,12 +112,12 @@ class Run:
 
     def reset(self) -> None:
         """Forget the run, and what it holds."""
-        self.plan: Plan | None = None
-        self.course: Course | None = None
+        self.planned: Planned | None = None
         self.row, self.begin, self.batch = 1, 0, 0
         self._evaluate: Evaluate | None = None
         self._predict: Stepwise | None = None
-        self._state = torch.empty(0)
+        self._state = self._x = self._unread = NO_TENSOR
+        self._fixed: Any = None
         self._leaves: list[Any] = []
         self._halves: tuple[Any, Any] = (None, None)
         self._positive: Call | None = None
@@ -113,54 +129,53 @@ class Run:
 
     def evaluate(self, call: Call) -> None:
         """Predict all branches at the current level."""
-        if self.separate and self.needs_negative:
-            if self._positive is None:
-                self._positive = call
-                return
-            first, self._positive = self._positive, None
-            fixed = (first.fixed, call.fixed)
-            varying = (first.varying, call.varying)
-            batch = call.x.shape[0]
-            self._combine(first.x, batch, fixed, varying)
-            return
+        rows = call.x.shape[0]
         if not self.needs_negative:
-            batch = call.x.shape[0]
-            self._combine(call.x, batch, (call.fixed, None), (call.varying, {}))
-            return
-        batch = call.x.shape[0] // 2
-        if 2 * batch != call.x.shape[0]:
-            raise ValueError(
-                f"the pipeline runs {call.x.shape[0]} rows, but with a negative condition it "
-                "should run two for each sample"
-            )
-        self._combine(call.x[:batch], batch, call.fixed, call.varying)
+            self._combine(call.x, rows, (call.fixed, None), (call.varying, {}))
+        elif not self.separate:
+            if rows % 2:
+                raise ValueError(
+                    f"the pipeline runs {rows} rows, but with a negative condition it should run "
+                    "two for each sample, from the first step to the last"
+                )
+            self._combine(call.x, rows // 2, call.fixed, call.varying)
+        elif self._positive is None:
+            self._positive = call
+        else:
+            first, self._positive = self._positive, None
+            varying = (first.varying, call.varying)
+            self._combine(first.x, rows, (first.fixed, call.fixed), varying)
 
     def _combine(self, x: Tensor, batch: int, fixed: Any, varying: Any) -> None:
-        plan = self.start(x.device)
-        self._begin_batch(plan, x, batch)
-        if self.row >= len(plan.rows):
+        """Evaluate; `x` holds the samples once or twice."""
+        x = self.net.unpack(x)
+        planned = self.planned or self.start(x.device)
+        if not self.batch:
+            self._begin_batch(planned.plan, x, batch)
+        if batch != self.batch:
+            raise ValueError(
+                f"the pipeline runs {batch} samples, but began with {self.batch}: what turns its "
+                "own guidance off on the way is fg.CFG(scale, schedule=fg.interval(...)) here"
+            )
+        if self.row >= len(planned.plan.rows):
             return  # idle: the level does not change any more
-        changed = self._bind_fixed(fixed)
-        values = self._whole(varying)
-        if changed or varying not in ({}, ({}, {})):
-            self._bind(values)
+        varies = any(varying) if isinstance(varying, tuple) else bool(varying)
+        if self._bind_fixed(fixed) or varies:
+            self._bind(self._whole(varying))
         assert self._evaluate is not None
-        row = plan.rows[self.row]
-        pattern = self._evaluate.pattern(row)
+        pattern = self._evaluate.pattern(planned.plan.rows[self.row])
         assert pattern is not None
-        assert row.at is not None
-        scale, state = self.meaning.prediction.input_scale(row.at), x.float()
+        scale, state = planned.scales[self.row], x.narrow(0, 0, batch).float()
         state = state if scale == 1.0 else state / scale
-        self._combined = self._evaluate(
-            self.row, pattern, x.to(self._evaluate.predict.dtype), state
-        )
+        x = x.to(self._evaluate.predict.dtype)
+        self._combined = self._evaluate(self.row, pattern, x, state)
 
-    def start(self, device: torch.device, timestep: Any = None) -> Plan:
+    def start(self, device: torch.device, timestep: Any = None) -> Planned:
         """The plan of this run; where there is none yet, from the scheduler's begin on, which is
         where `timestep` is where the pipeline did not say.
         """
-        if self.plan is not None:
-            return self.plan
+        if self.planned is not None:
+            return self.planned
         begin = getattr(self.scheduler, "_begin_index", None)
         timesteps = self.scheduler.timesteps.tolist()
         if begin is None:
@@ -172,11 +187,10 @@ class Run:
             self._plans[key] = self._make_plan(begin, device)
             while len(self._plans) > KEPT_PLANS:
                 del self._plans[next(iter(self._plans))]
-        self.begin = begin
-        self.course, self.plan = self._plans[key]
-        return self.plan
+        self.begin, self.planned = begin, self._plans[key]
+        return self.planned
 
-    def _make_plan(self, begin: int, device: torch.device) -> tuple[Course, Plan]:
+    def _make_plan(self, begin: int, device: torch.device) -> Planned:
         course = course_of(self.scheduler, begin, self.draws.eta, self.draws.use_clipped)
         plan = make_plan(
             self.meaning.prediction,
@@ -194,12 +208,14 @@ class Run:
                 f"but the scheduler has {len(course.times)} timesteps"
             )
         times = torch.tensor([0.0, *course.times], dtype=torch.float64)
-        return course, replace(plan, times=times.to(plan.times))
+        levels = [row.at for row in plan.rows[1:] if row.at is not None]
+        alphas = (1.0, *(at.alpha for at in levels), course.levels.points[-1].alpha)
+        scales = (1.0, *(self.meaning.prediction.input_scale(at) for at in levels))
+        alphas = alphas if self.meaning.scaled else (1.0,) * len(alphas)
+        return Planned(course, replace(plan, times=times.to(plan.times)), alphas, scales)
 
     def _begin_batch(self, plan: Plan, x: Tensor, batch: int) -> None:
         """What depends on the batch, once a run."""
-        if self.batch:
-            return
         if plan.batch not in (None, batch):
             raise ValueError(
                 f"guidance holds values for {plan.batch} samples, but the pipeline runs {batch}"
@@ -210,16 +226,22 @@ class Run:
         for pattern in plan.patterns:
             if pattern not in self._passes:
                 self._passes[pattern] = make_passes(pattern, nets)
-        self._state = torch.empty((len(plan.slots), *x.shape), device=x.device)
+        shape = (len(plan.slots), batch, *x.shape[1:])
+        self._state = torch.empty(shape, device=x.device)
+        self._x = self._state[0]
+        self._unread = torch.empty(batch, dtype=torch.int32, device=x.device)
         self.batch = batch
 
     def _choose(self, layers: Layers) -> tuple[str, ...]:
         if isinstance(self.net, Whole):
-            raise ValueError(f"guidance perturbs the layers {list(layers)}, but {self.net.why}")
+            return no_layers(layers, self.net.why_not_staged)
         return choose_layers(layers, self.net)
 
     def _bind_fixed(self, fixed: Any) -> bool:
         """Take the conditions of the run; whether they are new."""
+        if self._evaluate is not None and _are(fixed, self._fixed):
+            return False
+        self._fixed = fixed
         leaves, _ = tree_flatten(fixed)
         same = len(leaves) == len(self._leaves) and all(
             a is b for a, b in zip(leaves, self._leaves, strict=True)
@@ -258,17 +280,19 @@ class Run:
             cond = self._whole(raw)[0]
             prepare: Callable[[Any], Any] = getattr(model.net, "prepare", lambda value: value)
             fixed[other] = {"cond": prepare(cond)}
+            if getattr(model.net, "extra", False):  # its input holds a mask as this one's does
+                fixed[other]["cond"]["extra"] = varying[0]["extra"]
         drawn = partial(_drawn, self.model, positive)
         target = positive if "target" in self.names else None
         conditions = Conditions(fixed, drawn if "random" in self.names else None, target)
-        assert self.plan is not None
+        assert self.planned is not None
         if self._predict is not None and self._evaluate is not None:
             self._predict.rebind(conditions)
             return
         drawn_by = torch.arange(self.batch, dtype=torch.int64) + self.draws.seed
         seeds = ops.as_seeds(drawn_by, self._state.device)
         known = (conditions, seeds, self._dtype(), self.net.outputs)
-        self._predict = Stepwise(self.plan, self._passes, *known, self._compiled)
+        self._predict = Stepwise(self.planned.plan, self._passes, *known, self._compiled)
         self._evaluate = Evaluate(self._predict)
 
     def _dtype(self) -> torch.dtype:
@@ -279,51 +303,40 @@ class Run:
 
     def input_scale(self, timestep: Any, device: torch.device) -> float:
         """What the latents at `timestep` are multiplied with for the network."""
-        plan = self.start(device, timestep)
-        if self.row >= len(plan.rows):
+        planned = self.planned or self.start(device, timestep)
+        if self.row >= len(planned.scales):
             return 1.0
-        at = plan.rows[self.row].at
-        assert at is not None
-        return self._alpha(self.row) * self.meaning.prediction.input_scale(at)
-
-    def _alpha(self, row: int) -> float:
-        """What latents are multiplied with to be our x, before the update number `row`."""
-        assert self.plan is not None
-        assert self.course is not None
-        if not self.meaning.scaled:
-            return 1.0
-        if row < len(self.plan.rows):
-            return self.plan.rows[row].at.alpha  # type: ignore[union-attr]
-        return self.course.levels.points[-1].alpha
+        return planned.alphas[self.row] * planned.scales[self.row]
 
     def advance(self, sample: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """The latents after the current update."""
-        plan = self.plan
-        if plan is None:
+        if self.planned is None:
             raise RuntimeError("the pipeline's scheduler took a step before its network was asked")
+        plan, alphas = self.planned.plan, self.planned.alphas
         if self.row >= len(plan.rows):
             return sample
-        state, e, row = self._state, self.row, plan.rows[self.row]
+        e, x = self.row, self._x
         doubled = sample.shape[0] == 2 * self.batch
-        own = sample[: self.batch]
-        if own.shape != state.shape[1:] or sample.shape[0] not in (self.batch, 2 * self.batch):
-            raise ValueError(
-                f"the pipeline's latents are {tuple(sample.shape)}, but its network was given "
-                f"{self.batch} samples of {tuple(state.shape[2:])}"
-            )
         if sample is not self._last[0] or _version(sample) != self._last[1]:
-            state[0].copy_(own)
-            if self._alpha(e) != 1.0:
-                state[0].mul_(self._alpha(e))
-        noise = draw()[: self.batch].float().contiguous() if row.draws else None
+            own = self.net.unpack(sample[: self.batch] if doubled else sample)
+            if own.shape != x.shape:
+                raise ValueError(
+                    f"the pipeline's latents are {tuple(sample.shape)}, but its network was given "
+                    f"{self.batch} samples of {tuple(x.shape[1:])}"
+                )
+            x.copy_(own)
+            if alphas[e] != 1.0:
+                x.mul_(alphas[e])
+        noise = None
+        if plan.rows[e].draws:
+            noise = self.net.unpack(draw()[: self.batch]).float().contiguous()
         assert self._predict is not None
-        unread = torch.empty(self.batch, dtype=torch.int32, device=state.device)
-        update(plan, e, state, self._combined, unread, self._predict.seeds, noise)
+        update(plan, e, self._state, self._combined, self._unread, self._predict.seeds, noise)
         self._combined = EMPTY
         self.row += 1
-        alpha = self._alpha(self.row)
-        out = state[0].to(sample.dtype, copy=True) if alpha == 1.0 else state[0] / alpha
-        out = out.to(sample.dtype)
+        alpha = alphas[self.row]
+        packed = self.net.pack(x if alpha == 1.0 else x / alpha)
+        out = packed.to(sample.dtype, copy=packed is x)
         out = torch.cat([out, out]) if doubled else out
         self._last = (out, _version(out))
         return out
@@ -335,6 +348,13 @@ def _drawn(model: Model, cond: Any, seeds: Tensor) -> Any:
         return random_condition(model, cond, seeds)
     texts = {name: value for name, value in cond.items() if name in TEXTS}
     return {**cond, **random_condition(model, texts, seeds)}
+
+
+def _are(one: Any, other: Any) -> bool:
+    """Whether two conditions, or two pairs of them, are the same objects."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return all(a is b for a, b in zip(one, other, strict=True))
+    return one is other
 
 
 def _version(x: Tensor) -> int:

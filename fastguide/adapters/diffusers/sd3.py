@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastguide.adapters.diffusers.attention import (
     Grid,
@@ -20,7 +19,13 @@ from fastguide.adapters.diffusers.attention import (
     routed_joint,
     self_attention,
 )
-from fastguide.adapters.diffusers.network import Adapted, Call, dtype_of, patches_to_pixels
+from fastguide.adapters.diffusers.network import (
+    Adapted,
+    Call,
+    block_stages,
+    dtype_of,
+    patches_to_pixels,
+)
 from fastguide.nets.attention import shuffled
 from fastguide.nets.timed import timed
 from fastguide.staged import PLAIN, TIME, Routing, Segment, Stage
@@ -43,12 +48,8 @@ class SD3(Adapted):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Patches, text and embedding, blocks, head."""
-        names = [f"transformer_blocks.{i}" for i in range(len(self.net.transformer_blocks))]
-        last = names[-1]
-        blocks = (
-            Stage(name, partial(_block, block, name), (name,), timed=True, skippable=name != last)
-            for name, block in zip(names, self.net.transformer_blocks, strict=True)
-        )
+        blocks = block_stages("transformer_blocks", self.net.transformer_blocks, _block, timed=True)
+        blocks[-1] = blocks[-1]._replace(skippable=False)  # it drops the text
         return (
             Stage("pos_embed", self.embed),
             Stage("time_text_embed", self.condition, (TIME,), cond=True, timed=True),
@@ -57,21 +58,23 @@ class SD3(Adapted):
         )
 
     @property
-    def middle(self) -> tuple[str, ...]:
-        """The block halfway."""
-        return (f"transformer_blocks.{len(self.net.transformer_blocks) // 2}",)
+    def embedders(self) -> tuple[nn.Module, ...]:
+        return (self.net.time_text_embed.timestep_embedder,)
+
+    def of_times(self, t: Tensor) -> Tensor:
+        """The time's part of the embedding, `[n, C]`."""
+        embed = self.net.time_text_embed
+        return embed.timestep_embedder(embed.time_proj(t * self.time_scale).to(dtype_of(self.net)))
 
     def embed(
         self, inputs: tuple[Tensor, Tensor], cond: Any = None, routing: Routing = PLAIN
     ) -> State:
         """Patches to tokens; time to its embedding."""
         x, t = inputs
-        dtype, embed = dtype_of(self.net), self.net.time_text_embed
         patch = self.net.config.patch_size
         grid = (x.shape[2] // patch, x.shape[3] // patch)
-        image = self.net.pos_embed(x.to(dtype)).contiguous()
-        time = embed.timestep_embedder(embed.time_proj(t * self.time_scale).to(dtype))
-        return State(image, None, time, grid)
+        image = self.net.pos_embed(x.to(dtype_of(self.net))).contiguous()
+        return State(image, None, self.embedded(t), grid)
 
     def condition(self, state: State, cond: Any = None, routing: Routing = PLAIN) -> State:
         """The text's tokens; the embedding of time and pooled text."""

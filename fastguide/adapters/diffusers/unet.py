@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastguide.adapters.diffusers import unet_blocks
 from fastguide.adapters.diffusers.network import Adapted, Call, dtype_of
@@ -37,20 +37,29 @@ class UNet(Adapted):
     def middle(self) -> tuple[str, ...]:
         return unet_blocks.middle_of(self.stages)
 
+    @property
+    def embedders(self) -> tuple[nn.Module, ...]:
+        return (self.net.time_embedding,)
+
+    def of_times(self, t: Tensor) -> Tensor:
+        """The time's part of the embedding, `[n, E]`."""
+        proj = self.net.time_proj(t * self.time_scale)
+        return self.net.time_embedding(proj.to(dtype_of(self.net)))
+
     def embed(
         self, inputs: tuple[Tensor, Tensor], cond: Any = None, routing: Routing = PLAIN
     ) -> State:
-        """The first convolution; time to its embedding's input."""
+        """The first convolution; time to its embedding."""
         x, t = inputs
         dtype = dtype_of(self.net)
         x = 2 * x - 1.0 if self.net.config.center_input_sample else x
         h = self.net.conv_in(x.to(dtype))
-        return State(h, self.net.time_proj(t * self.time_scale).to(dtype), (h,))
+        return State(h, self.embedded(t), (h,))
 
     def condition(self, state: State, cond: Any = None, routing: Routing = PLAIN) -> State:
         """The embedding of the time and the labels."""
         net = self.net
-        embedding = net.time_embedding(state.embedding)
+        embedding = state.embedding
         if net.class_embedding is not None:
             labels = net.time_proj(cond) if net.config.class_embed_type == "timestep" else cond
             if net.config.class_embed_type == "timestep":

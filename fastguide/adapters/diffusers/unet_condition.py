@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastguide.adapters.diffusers import unet_blocks
 from fastguide.adapters.diffusers.attention import bias_of
@@ -42,6 +42,7 @@ class UNetCondition(Adapted):
         config = self.net.config
         self.channels = config.out_channels
         self.extra = config.in_channels != config.out_channels
+        self.tells_time = config.time_cond_proj_dim is not None  # of the guidance's scale
 
     @property
     def outputs(self) -> int:
@@ -53,7 +54,7 @@ class UNetCondition(Adapted):
         net = self.net
         told = net.add_embedding is not None if hasattr(net, "add_embedding") else False
         told = told or net.class_embedding is not None
-        told = told or net.config.time_cond_proj_dim is not None
+        told = told or self.tells_time
         return (
             Stage("conv_in", self.embed, cond=self.extra),
             Stage("time_embedding", self.condition, (TIME,), cond=told, timed=True),
@@ -70,24 +71,34 @@ class UNetCondition(Adapted):
     def middle(self) -> tuple[str, ...]:
         return unet_blocks.middle_of(self.stages)
 
+    @property
+    def embedders(self) -> tuple[nn.Module, ...]:
+        return (self.net.time_embedding,)
+
+    def of_times(self, t: Tensor) -> Tensor:
+        """The time's embedding `[n, E]`; where it is told more before that, its input."""
+        proj = self.net.time_proj(t * self.time_scale).to(dtype_of(self.net))
+        return proj if self.tells_time else self.net.time_embedding(proj)
+
     def embed(
         self, inputs: tuple[Tensor, Tensor], cond: Any = None, routing: Routing = PLAIN
     ) -> State:
-        """The first convolution; time to its embedding's input."""
+        """The first convolution; time to its embedding."""
         x, t = inputs
         dtype = dtype_of(self.net)
         if self.extra:
             x = torch.cat([x, cond["extra"].to(x.dtype)], 1)
         if self.net.config.center_input_sample:
             x = 2 * x - 1.0
-        time = self.net.time_proj(t * self.time_scale).to(dtype)
         h = self.net.conv_in(x.to(dtype))
-        return State(h, time, (h,))
+        return State(h, self.embedded(t), (h,))
 
     def condition(self, state: State, cond: Any = None, routing: Routing = PLAIN) -> State:
         """The embedding of the time, and of what is told beside the text."""
         net, cond = self.net, _as_dict(cond)
-        embedding = net.time_embedding(state.embedding, cond.get("timestep_cond"))
+        embedding = state.embedding
+        if self.tells_time:
+            embedding = net.time_embedding(embedding, cond.get("timestep_cond"))
         if net.class_embedding is not None:
             labels = net.get_class_embed(sample=state.h, class_labels=cond["labels"])
             if net.config.class_embeddings_concat:

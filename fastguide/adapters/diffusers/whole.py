@@ -13,13 +13,13 @@ class Whole(nn.Module):
     """`net(x, t, **cond)`; a `cond` that is a tensor is its `encoder_hidden_states`.
 
     Args:
-        why: why it does not run in stages.
+        why_not_staged: what is missing for stages.
     """
 
-    def __init__(self, net: Any, time_scale: float, why: str) -> None:
+    def __init__(self, net: Any, time_scale: float, why_not_staged: str) -> None:
         super().__init__()
         self.net = net
-        self.time_scale, self.why = time_scale, why
+        self.time_scale, self.why_not_staged = time_scale, why_not_staged
         self.static: dict[str, Any] = {}  # arguments that are the same for all rows
         self.arguments, self.channels = Adapted(net).arguments, int(net.config.in_channels)
 
@@ -39,8 +39,14 @@ class Whole(nn.Module):
         """The prediction."""
         given = {"encoder_hidden_states": cond} if isinstance(cond, Tensor) else (cond or {})
         arguments = {**self.static, **given, self.arguments[0]: x.to(dtype_of(self.net))}
-        arguments["timestep"] = t * self.time_scale
+        arguments["timestep"] = t if self.time_scale == 1.0 else t * self.time_scale
         return self.net(**arguments, return_dict=False)[0]
+
+    def pack(self, x: Tensor) -> Tensor:
+        """As for `Adapted`."""
+        return x
+
+    unpack = pack
 
     def prepare(self, cond: Any) -> Any:
         """Nothing is known of it."""
