@@ -21,6 +21,8 @@ from op_cases import (
     colsum_case,
     difference,
     gram_case,
+    group_norm_backward_case,
+    group_norm_case,
     identity_case,
     step_case,
 )
@@ -42,6 +44,8 @@ def cases(device: torch.device) -> dict[str, OpCase]:
             f"blur of pixels, {name}": blur_case(device, 3, (7, 11), 5, dtype, pixels=True),
             f"identity_attention, {name}": identity_case(device, (2, 3, 49, 7, 24), dtype),
             f"attention_colsum, {name}": colsum_case(device, (2, 3, 49, 24), dtype),
+            f"group_norm, {name}": group_norm_case(device, (3, 77, 42), dtype, 6),
+            f"group_norm_backward, {name}": group_norm_backward_case(device, (3, 77, 42), dtype, 6),
         }
     return found
 

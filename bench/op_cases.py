@@ -227,3 +227,47 @@ def colsum_case(
     flops = 4.0 * rows * heads * tokens * tokens * dim
     moved = size_of(q, k) + 4 * rows * tokens
     return OpCase(lambda: ops.attention_colsum(q, k), want, moved, flops, 1e-4, launch)
+
+
+def group_norm_case(
+    device: torch.device, size: tuple[int, int, int], dtype: torch.dtype = BF16, groups: int = 32
+) -> OpCase:
+    """`size` is (rows, tokens, channels); with SiLU."""
+    tokens = torch.randn(size, device=device).to(dtype)
+    gamma, beta = torch.randn(2, size[0], size[2], device=device)
+
+    def launch() -> Tensor:
+        from fastguide.kernels.group_norm import group_norm
+
+        return group_norm(tokens, gamma, beta, groups, 1e-5, True)[0]
+
+    def want() -> Tensor:
+        wide = (tensor.cpu().double() for tensor in (tokens, gamma, beta))
+        return reference.group_norm(*wide, groups, silu=True)
+
+    call = lambda: ops.group_norm(tokens, gamma, beta, groups, silu=True)  # noqa: E731
+    return OpCase(call, want, 2 * size_of(tokens), 0.0, 2 * ROUNDING[dtype], launch)
+
+
+def group_norm_backward_case(
+    device: torch.device, size: tuple[int, int, int], dtype: torch.dtype = BF16, groups: int = 32
+) -> OpCase:
+    """The gradient of the tokens; `size` as `group_norm_case` has it."""
+    tokens, outward = (torch.randn(size, device=device).to(dtype) for _ in range(2))
+    gamma, beta = torch.randn(2, size[0], size[2], device=device)
+    known = torch.ops.fastguide.group_norm(tokens, gamma, beta, groups, 1e-5, True)[1:]
+    given = (outward, tokens, *known, gamma, beta, True)
+
+    def launch() -> Tensor:
+        from fastguide.kernels.group_norm_backward import group_norm_backward
+
+        return group_norm_backward(*given)[0]
+
+    def want() -> Tensor:
+        leaf = tokens.cpu().double().requires_grad_()
+        wide = (tensor.cpu().double() for tensor in (gamma, beta))
+        out = reference.group_norm(leaf, *wide, groups, silu=True)
+        return torch.autograd.grad(out, leaf, outward.cpu().double())[0]
+
+    call = lambda: torch.ops.fastguide.group_norm_backward(*given)[0]  # noqa: E731
+    return OpCase(call, want, 3 * size_of(tokens), 0.0, 4 * ROUNDING[dtype], launch)

@@ -29,6 +29,8 @@ from op_cases import (
     check,
     colsum_case,
     gram_case,
+    group_norm_backward_case,
+    group_norm_case,
     heads_of,
     identity_case,
     step_case,
@@ -161,6 +163,13 @@ def jobs(ceilings: Ceilings, tiny: bool) -> list[Job]:
     }
     memory("blur of tokens, bf16, sigma 3", blur_case, tokens)
     memory("blur of images, fp32, sigma 3", blur_case, images)
+    maps_of = {
+        "[2, 16 x 16, 64]": ((2, 256, 64),),
+        "[8, 64 x 64, 192]": ((8, 4096, 192),),
+        "[16, 128 x 128, 320]": ((16, 16384, 320),),
+    }
+    memory("group_norm and SiLU, bf16", group_norm_case, maps_of)
+    memory("gradient of group_norm and SiLU, bf16", group_norm_backward_case, maps_of)
 
     small_attention = (1, 2, 48, 16, 32)
     joint = [(2, 24, 4096, 333, 64), (2, 24, 4096, 512, 128)]  # SD3 and FLUX at 1024

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from op_cases import BF16, FP32, OpCase, blur_case, colsum_case, gram_case, step_case
+from op_cases import (
+    BF16,
+    FP32,
+    OpCase,
+    blur_case,
+    colsum_case,
+    gram_case,
+    group_norm_backward_case,
+    group_norm_case,
+    step_case,
+)
 
 Settings = Mapping[str, int]
 
@@ -34,6 +44,16 @@ def of(make: Callable[..., OpCase], *arguments: Any) -> Callable[[torch.device],
 
 
 SMALL, LARGE = (8, 4, 64, 64), (256, 4, 128, 128)  # a latent batch, and 256 MiB for two branches
+
+# feature maps of the U-Nets of images of 64 and of latents of 128 pixels
+MAPS = ((8, 4096, 192), (2, 16384, 320), (16, 256, 640))
+NORMS = (
+    {"TILE": 1024},
+    {"TILE": 4096},
+    {"TILE": 4096, "num_warps": 8},
+    {"WIDTH": 32},
+    {"WIDTH": 128},
+)
 
 KERNELS: dict[str, Kernel] = {
     "step": Kernel(
@@ -80,6 +100,16 @@ KERNELS: dict[str, Kernel] = {
             *([of(blur_case, 16, (n, n), 4, FP32, True)] for n in (64, 128)),  # images: SAG
         ],
         of(blur_case, 2, (8, 8), 32),
+    ),
+    "group_norm": Kernel(
+        NORMS,
+        [[of(group_norm_case, size) for size in MAPS]],
+        of(group_norm_case, (2, 40, 32), FP32, 8),
+    ),
+    "group_norm_backward": Kernel(
+        NORMS,
+        [[of(group_norm_backward_case, size) for size in MAPS]],
+        of(group_norm_backward_case, (2, 40, 32), FP32, 8),
     ),
     "attention_colsum": Kernel(
         [
