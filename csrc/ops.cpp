@@ -13,7 +13,7 @@ TORCH_LIBRARY(fastguide, m) {
   m.def(
       "gram(Tensor x, Tensor[] branches, Tensor base, int deltas, Tensor? factor, int factored) "
       "-> Tensor");
-  m.def("noise(Tensor seeds, int evaluation, int numel) -> Tensor");
+  m.def("noise(Tensor seeds, int evaluation, int numel, Tensor? counter=None) -> Tensor");
   m.def(
       "step(Tensor(a!) state, Tensor[] branches, Tensor weights, Tensor table, Tensor evaluation, "
       "Tensor? seeds, Tensor? noise, Tensor(b!)? net_input, Tensor(c!) first_bad, "

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -62,6 +63,26 @@ class Row:
 
 
 @dataclass(frozen=True)
+class At:
+    """One row of a plan: what is static, and its numbers on the device.
+
+    Args:
+        number: the index of the row, an int or an int64 tensor `[1]` on the device.
+        index: the same, an int64 scalar tensor, for the kernels.
+        table, weights, time, nag, facts: the row of these tensors of the plan.
+    """
+
+    row: Row
+    number: int | Tensor
+    index: Tensor
+    table: Tensor
+    weights: Tensor
+    time: Tensor
+    nag: Tensor
+    facts: Tensor
+
+
+@dataclass(frozen=True)
 class Plan:
     """A run, worked out. The tensors lie on one device.
 
@@ -88,6 +109,16 @@ class Plan:
     index: Tensor
     batch: int | None
     threshold: DynamicThreshold | None = None
+
+    def at(self, e: int) -> At:
+        """Row `e`, in views that are made once."""
+        return self._views[e]
+
+    @cached_property
+    def _views(self) -> list[At]:
+        tensors = (self.index, self.table, self.weights, self.times, self.nag, self.facts)
+        views = zip(*(tensor.unbind() for tensor in tensors), strict=True)
+        return [At(row, e, *one) for e, (row, one) in enumerate(zip(self.rows, views, strict=True))]
 
     @property
     def learned(self) -> bool:

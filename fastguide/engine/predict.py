@@ -13,7 +13,7 @@ from fastguide.engine.degrade import degraded_offset
 from fastguide.engine.gradient import Graph, difference_factor, reg_factor
 from fastguide.engine.passes import Conditions, Pass, Passes
 from fastguide.engine.pattern import MOVED, Pattern
-from fastguide.engine.plan import Fact, Plan
+from fastguide.engine.plan import At, Fact, Plan
 from fastguide.engine.rows import Context, bind, run_program
 from fastguide.guidance.base import POSITIVE, Branch
 from fastguide.staged import Normalized
@@ -22,7 +22,7 @@ STEP, STEP_16_BIT = 0.003, 0.1  # of REG's mode "difference", in units of sigma
 
 
 class Predict:
-    """The passes of one run: `predict(e, pattern, x, state, graph)`.
+    """The passes of one run: `predict(at, pattern, x, state, graph)`.
 
     `factor` is REG's, of the last evaluation that refreshed it.
 
@@ -53,17 +53,17 @@ class Predict:
             self.side = torch.cuda.Stream(seeds.device)
 
     def __call__(
-        self, e: int, pattern: Pattern, x: Tensor, state: Tensor, graph: Graph | None
+        self, at: At, pattern: Pattern, x: Tensor, state: Tensor, graph: Graph | None
     ) -> dict[Branch, Tensor]:
         """The prediction of every row, the parts of an output as heads.
 
         Args:
-            e: the plan's row.
+            at: the plan's row.
             x: the network's input, `[inputs B, *shape]`.
             state: x in fp32 and unscaled, `[B, *shape]`.
             graph: is given that of the positive rows, where they are differentiated.
         """
-        context, h = self._context(e, pattern)
+        context, h = self._context(at, pattern)
         how = pattern.rectified
         only_factor = not any(branch.derived for branch in pattern.branches)
 
@@ -72,33 +72,31 @@ class Predict:
             graph.take(leaf, output)
             if pattern.refreshed and how is not None and how.mode == "vjp":
                 product = graph.product(None, keep=not only_factor)
-                self.factor = reg_factor(self.plan.facts[e], product)
+                self.factor = reg_factor(at.facts, product)
             if only_factor:
                 graph.release()
 
         passes = self.passes[pattern]
-        parts = self._other_networks(e, passes, x, context, state.shape[1])
-        for rows, output in self._run(e, passes.first, x, context, differentiate).items():
+        parts = self._other_networks(at, passes, x, context, state.shape[1])
+        for rows, output in self._run(at, passes.first, x, context, differentiate).items():
             for head, part in enumerate(output.chunk(self.outputs, 1)):
                 parts[rows.with_head(head)] = part
         if self.side is not None and passes.beside:
             torch.cuda.current_stream().wait_stream(self.side)
         if h is not None:
-            self.factor = difference_factor(
-                self.plan.facts[e], self.plan.table[e], parts[MOVED], parts[POSITIVE], h
-            )
+            self.factor = difference_factor(at.facts, at.table, parts[MOVED], parts[POSITIVE], h)
         for one in passes.others:
             branch = one.rows[0]
             if branch.degraded is not None:
-                parts[branch] = self._degraded(e, one, parts[branch.source], state, context)
+                parts[branch] = self._degraded(at, one, parts[branch.source], state, context)
         return parts
 
-    def _context(self, e: int, pattern: Pattern) -> tuple[Context, Tensor | None]:
+    def _context(self, at: At, pattern: Pattern) -> tuple[Context, Tensor | None]:
         """What layers may need, and how far a moved row is from x, where there is one."""
-        facts, nag, h = self.plan.facts[e], None, None
+        facts, nag, h = at.facts, None, None
         if pattern.nag is not None:
-            nag = Normalized(self.plan.nag[e], pattern.nag.tau, pattern.nag.alpha)
-        seeds = ops.derive_seeds(self.seeds, e) if self.passes[pattern].draws else None
+            nag = Normalized(at.nag, pattern.nag.tau, pattern.nag.alpha)
+        seeds = ops.derive_seeds(self.seeds, at.number) if self.passes[pattern].draws else None
         how = pattern.rectified
         if pattern.refreshed and how is not None and how.mode == "difference":
             usual = STEP if self.dtype == torch.float32 else STEP_16_BIT
@@ -107,7 +105,7 @@ class Predict:
         return Context(seeds, facts[Fact.TIME], nag, move), h
 
     def _other_networks(
-        self, e: int, passes: Passes, x: Tensor, context: Context, channels: int
+        self, at: At, passes: Passes, x: Tensor, context: Context, channels: int
     ) -> dict[Branch, Tensor]:
         """The predictions of other networks, perhaps on the side stream."""
         parts: dict[Branch, Tensor] = {}
@@ -118,16 +116,16 @@ class Predict:
             if branch.net is None:
                 continue
             if self.side is None or not passes.beside:
-                parts[branch] = self._run(e, one, x, context)[branch][:, :channels]
+                parts[branch] = self._run(at, one, x, context)[branch][:, :channels]
                 continue
             with torch.cuda.stream(self.side):
-                parts[branch] = self._run(e, one, x, context)[branch][:, :channels]
+                parts[branch] = self._run(at, one, x, context)[branch][:, :channels]
             parts[branch].record_stream(torch.cuda.current_stream())
         return parts
 
     def _run(
         self,
-        e: int,
+        at: At,
         one: Pass,
         x: Tensor,
         context: Context,
@@ -139,7 +137,7 @@ class Predict:
             x = x[:batch].repeat(one.program.inputs, *[1] * (x.ndim - 1))
         outputs = self.outputs if net is None else net.model.outputs
         shape = (outputs * x.shape[1], *x.shape[2:])
-        bound, t = self._bound(one, context), self.plan.times[e]
+        bound, t = self._bound(one, context), at.time
         return self._execute(one.program, x, t, bound, batch, shape, context, differentiate)
 
     def _bound(self, one: Pass, context: Context) -> list[dict[int, Any]]:
@@ -155,18 +153,18 @@ class Predict:
     _execute = staticmethod(run_program)
 
     def _degraded(
-        self, e: int, one: Pass, source: Tensor, state: Tensor, context: Context
+        self, at: At, one: Pass, source: Tensor, state: Tensor, context: Context
     ) -> Tensor:
         """The prediction for the degraded input, moved to where it has the same eps at x; `source`
         is that for x itself.
         """
-        facts, branch = self.plan.facts[e], one.rows[0]
+        facts, branch = at.facts, one.rows[0]
         settings = branch.degraded
         assert settings is not None
         observed = context.observed.get((*settings.layers, branch.source))
         offset = degraded_offset(
-            settings, state, source, self.plan.table[e], facts[Fact.ALPHA], observed, context.seeds
+            settings, state, source, at.table, facts[Fact.ALPHA], observed, context.seeds
         )
         x = ((state + offset) * facts[Fact.INPUT_SCALE]).to(self.dtype)
-        prediction = self._run(e, one, x, context)[branch][:, : state.shape[1]]
+        prediction = self._run(at, one, x, context)[branch][:, : state.shape[1]]
         return prediction.float() + facts[Fact.MOVE] * offset

@@ -13,7 +13,7 @@ from fastguide import ops
 from fastguide.engine.evaluate import EMPTY, Combination, Evaluate
 from fastguide.engine.passes import Conditions, Passes
 from fastguide.engine.pattern import Pattern
-from fastguide.engine.plan import PREVIEW, Plan, Row
+from fastguide.engine.plan import PREVIEW, At, Plan, Row
 from fastguide.engine.predict import Predict
 from fastguide.process import Level
 from fastguide.table import Column, matrix
@@ -88,7 +88,7 @@ def run(
             x = buffer[: passes[pattern].inputs * batch]
             if _aliases(plan.rows[e - 1], passes[pattern], dtype):
                 x = state[0]
-            combined = evaluate(e, pattern, x, state[0])
+            combined = evaluate(plan.at(e), pattern, x, state[0])
         pattern = evaluate.pattern(plan.rows[e + 1]) if e + 1 < len(plan.rows) else None
         net_input = None
         if pattern is not None and not _aliases(row, passes[pattern], dtype):
@@ -96,7 +96,7 @@ def run(
         noise = None
         if row.draws:
             noise = inputs.noise if e == 0 else next(given, None) if inputs.step_noise else None
-        update(plan, e, state, combined, first_bad, inputs.seeds, noise, net_input)
+        update(plan, plan.at(e), state, combined, first_bad, inputs.seeds, noise, net_input)
         if callback is not None and row.at is not None:
             evaluation += 1
             denoised = state[plan.slots.index(PREVIEW)]
@@ -106,7 +106,7 @@ def run(
 
 def update(
     plan: Plan,
-    e: int,
+    at: At,
     state: Tensor,
     combined: Combination,
     first_bad: Tensor,
@@ -114,22 +114,25 @@ def update(
     noise: Tensor | None = None,
     net_input: Tensor | None = None,
 ) -> None:
-    """Row `e` of the plan: one `step` of the slots `state`, with what its evaluation gave."""
-    row = plan.rows[e]
+    """A row of the plan: one `step` of the slots `state`, with what its evaluation gave."""
+    row = at.row
     variance = combined.variance if row.learned else None
     if row.draws and combined.shift is not None:
-        noise = _shifted(plan, e, noise, seeds, variance, combined.shift)
+        noise = _shifted(plan, at, noise, seeds, variance, combined.shift)
     weights = plan.weights if combined.weights is None else combined.weights
     how = (combined.deltas, combined.factor, combined.factored)
     bound = None
     if combined.branches and plan.threshold is not None:
-        bound = plan.threshold.bounds(state[0], combined.branches, weights[e], plan.table[e], *how)
+        now = at.weights
+        if combined.weights is not None:
+            now = combined.weights.index_select(0, at.index)[0]
+        bound = plan.threshold.bounds(state[0], combined.branches, now, at.table, *how)
     ops.step(
         state,
         combined.branches,
         weights,
         plan.table,
-        plan.index[e],
+        at.index,
         first_bad,
         seeds=seeds if row.draws and noise is None else None,
         noise=noise,
@@ -147,18 +150,18 @@ def update(
 
 def _shifted(
     plan: Plan,
-    e: int,
+    at: At,
     noise: Tensor | None,
     seeds: Tensor,
     variance: Tensor | None,
     shift: Tensor,
 ) -> Tensor:
     """The update's noise, its mean moved so that x moves by the noise's variance times `shift`."""
-    row = plan.table[e]
+    row = at.table
     std = matrix(row)[0, len(plan.slots) + 1]
     if variance is not None:
         std = std * (row[Column.SPREAD] * variance.float()).exp()
-    drawn = ops.noise(seeds, shift.shape[1:], e) if noise is None else noise
+    drawn = ops.noise(seeds, shift.shape[1:], at.number) if noise is None else noise
     return (drawn + std * shift).contiguous()
 
 

@@ -152,7 +152,7 @@ class Run:
         scale, state = self.meaning.prediction.input_scale(row.at), x.float()
         state = state if scale == 1.0 else state / scale
         self._combined = self._evaluate(
-            self.row, pattern, x.to(self._evaluate.predict.dtype), state
+            plan.at(self.row), pattern, x.to(self._evaluate.predict.dtype), state
         )
 
     def start(self, device: torch.device, timestep: Any = None) -> Plan:
@@ -318,7 +318,7 @@ class Run:
         noise = draw()[: self.batch].float().contiguous() if row.draws else None
         assert self._predict is not None
         unread = torch.empty(self.batch, dtype=torch.int32, device=state.device)
-        update(plan, e, state, self._combined, unread, self._predict.seeds, noise)
+        update(plan, plan.at(e), state, self._combined, unread, self._predict.seeds, noise)
         self._combined = EMPTY
         self.row += 1
         alpha = self._alpha(self.row)
