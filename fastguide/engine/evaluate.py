@@ -10,7 +10,7 @@ from torch import Tensor
 from fastguide import ops
 from fastguide.engine.filters import high_pass
 from fastguide.engine.gradient import Graph, potential_gradient
-from fastguide.engine.latch import Latch
+from fastguide.engine.latch import Latches
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import At, Fact, Row
 from fastguide.engine.predict import Predict
@@ -18,7 +18,7 @@ from fastguide.engine.project import Products, projected_weights
 from fastguide.guidance.base import POSITIVE, Branch
 from fastguide.guidance.modifiers import Rectified
 from fastguide.guidance.potential import Potential
-from fastguide.table import Column, Extra
+from fastguide.table import Column
 
 VARIANCE = Branch("cond", head=1)  # the second part of the output, whatever it means
 
@@ -40,35 +40,64 @@ class Combination:
 
 EMPTY = Combination([])
 
+Kept = dict[tuple[str, Branch, str], Tensor]  # what, of which branch, called what
+
 
 class Evaluate:
     """The evaluations of one run, in order: `evaluate(at, pattern, x, state)`.
 
     Args:
         predict: the passes of the run.
+        kept: what earlier evaluations left, of another object's `kept`; what is absent counts as
+            zeros.
     """
 
-    def __init__(self, predict: Predict) -> None:
+    def __init__(self, predict: Predict, kept: Kept | None = None) -> None:
         self.plan, self.predict = predict.plan, predict
         self.deltas: dict[Branch, Tensor] = {}  # what is held
         self.momenta: dict[Branch, Tensor] = {}
         self.memory: dict[Branch, dict[str, Tensor]] = {}
-        self.latches: dict[Branch, Latch] = {}
+        self.latches = Latches()
         plan = self.plan
         self.weights = plan.weights
+        if kept is not None:
+            self._restore(kept)
+            return
         if plan.projects:
-            self.weights = plan.weights.expand(-1, predict.seeds.shape[0], -1).contiguous()
-        self.bad_gradient = torch.full_like(plan.index[0], len(plan.rows))
+            copies = plan.weights.expand(-1, predict.seeds.shape[0], -1)
+            self.weights = copies.clone(memory_format=torch.contiguous_format)
+        self.bad_gradient = torch.full_like(plan.at(0).index, len(plan.rows))
+
+    @property
+    def kept(self) -> Kept:
+        """All that evaluations leave to later ones and to the run."""
+        found: Kept = {("bad_gradient", POSITIVE, ""): self.bad_gradient}
+        if self.plan.projects:
+            found["weights", POSITIVE, ""] = self.weights
+        if self.predict.factor is not None:
+            found["factor", POSITIVE, ""] = self.predict.factor
+        found |= {("delta", branch, ""): delta for branch, delta in self.deltas.items()}
+        found |= {("momentum", branch, ""): now for branch, now in self.momenta.items()}
+        for branch, memory in self.memory.items():
+            found |= {("memory", branch, name): tensor for name, tensor in memory.items()}
+        return found
+
+    def _restore(self, kept: Kept) -> None:
+        """Go on from what was `kept`."""
+        self.bad_gradient = kept["bad_gradient", POSITIVE, ""]
+        self.weights = kept.get(("weights", POSITIVE, ""), self.plan.weights)
+        self.predict.factor = kept.get(("factor", POSITIVE, ""))
+        for (what, branch, name), tensor in kept.items():
+            if what == "delta":
+                self.deltas[branch] = tensor
+            elif what == "momentum":
+                self.momenta[branch] = tensor
+            elif what == "memory":
+                self.memory.setdefault(branch, {})[name] = tensor
 
     def pattern(self, row: Row) -> Pattern | None:
         """The pattern of the plan's row, less what adaptive guidance has ended by now."""
-        planned = row.pattern
-        if planned is None or not self.latches or row.extra == Extra.NEGATIVE:
-            return planned
-        latching = set(planned.branches) - set(planned.settled.branches)
-        if latching and all(b in self.latches and self.latches[b].closed for b in latching):
-            return planned.settled
-        return planned
+        return self.latches.pattern(row)
 
     def __call__(self, at: At, pattern: Pattern, x: Tensor, state: Tensor) -> Combination:
         """The deltas of all branches, and what combines them.
@@ -202,7 +231,7 @@ class Evaluate:
         self._write(at, weights)
         for branch, kept in self.memory.items():
             if "off" in kept:
-                self.latches.setdefault(branch, Latch()).show(kept["off"])
+                self.latches.show(branch, kept["off"])
 
     def _write(self, at: At, weights: Tensor) -> None:
         """The row's weights, its first columns: those of the branches there are."""

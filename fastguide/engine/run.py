@@ -73,11 +73,8 @@ def run(
     Raises:
         ValueError: the network returns a wrong shape or dtype.
     """
-    device, batch = inputs.seeds.device, inputs.seeds.shape[0]
-    state = torch.empty((len(plan.slots), batch, *shape), device=device)
-    copies = max(one.inputs for one in passes.values())
-    buffer = torch.empty((copies * batch, *shape), device=device, dtype=dtype)
-    first_bad = torch.full((batch,), len(plan.rows), dtype=torch.int32, device=device)
+    batch = inputs.seeds.shape[0]
+    state, buffer, first_bad = buffers(plan, passes, inputs.seeds, shape, dtype)
     evaluate = Evaluate(Predict(plan, passes, inputs.conditions, inputs.seeds, dtype, outputs))
     given = iter(inputs.step_noise or ())
     evaluation = 0
@@ -86,12 +83,12 @@ def run(
         combined = EMPTY
         if pattern is not None:
             x = buffer[: passes[pattern].inputs * batch]
-            if _aliases(plan.rows[e - 1], passes[pattern], dtype):
+            if aliases(plan.rows[e - 1], passes[pattern], dtype):
                 x = state[0]
             combined = evaluate(plan.at(e), pattern, x, state[0])
         pattern = evaluate.pattern(plan.rows[e + 1]) if e + 1 < len(plan.rows) else None
         net_input = None
-        if pattern is not None and not _aliases(row, passes[pattern], dtype):
+        if pattern is not None and not aliases(row, passes[pattern], dtype):
             net_input = buffer[: passes[pattern].inputs * batch]
         noise = None
         if row.draws:
@@ -102,6 +99,25 @@ def run(
             denoised = state[plan.slots.index(PREVIEW)]
             callback(Progress(evaluation, plan.evaluations, row.at, state[0], denoised))
     return state[0], first_bad, evaluate.bad_gradient
+
+
+def buffers(
+    plan: Plan,
+    passes: Mapping[Pattern, Passes],
+    seeds: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a run works on: the slots fp32 `[slots, B, *shape]`, the network's input for the pattern
+    of most copies, and int32 `[B]`, the number of rows: no sample is bad yet.
+    """
+    device, batch = seeds.device, seeds.shape[0]
+    copies = max(one.inputs for one in passes.values())
+    return (
+        torch.empty((len(plan.slots), batch, *shape), device=device),
+        torch.empty((copies * batch, *shape), device=device, dtype=dtype),
+        torch.full((batch,), len(plan.rows), dtype=torch.int32, device=device),
+    )
 
 
 def update(
@@ -165,6 +181,6 @@ def _shifted(
     return (drawn + std * shift).contiguous()
 
 
-def _aliases(before: Row, passes: Passes, dtype: torch.dtype) -> bool:
+def aliases(before: Row, passes: Passes, dtype: torch.dtype) -> bool:
     """Whether the network can read x itself: one fp32 block of rows, unscaled."""
     return passes.inputs == 1 and dtype == torch.float32 and before.input_scale == 1.0

@@ -1,0 +1,86 @@
+"""A recorder without a GPU that behaves as CUDA graphs do: what a capture recorded are its kernels,
+with the addresses and the numbers that they were launched with; a replay launches them again, and
+runs no Python. Whatever would wait for the device is an error.
+"""
+
+import gc
+import threading
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import fastguide as fg
+from fastguide.engine.graph import Graphs, until_compiled
+
+
+class Tape(TorchDispatchMode):
+    """Keeps the ops that are no views, with the tensors that they read and gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("a capture waits for the device")
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if not func.is_view:
+            given = [] if any(one.alias_info for one in func._schema.returns) else tree_leaves(out)
+            self.ops.append((func, args, kwargs, given))
+        return out
+
+    def replay(self):
+        with torch.no_grad():
+            for func, args, kwargs, given in self.ops:
+                found = tree_leaves(func(*args, **kwargs))
+                for to, value in zip(given, found, strict=False):
+                    if isinstance(to, torch.Tensor):
+                        to.copy_(value)
+
+
+class Fake:
+    """Counts what it is asked for; the first `fails` captures do not fit."""
+
+    def __init__(self, fails=0):
+        self.warmed = self.released = 0
+        self.fails, self.seen = fails, []
+        self.bytes = 2**20
+
+    def warm(self, call):
+        self.warmed += 1
+        until_compiled(call)
+
+    def record(self, call):
+        if self.fails:
+            self.fails -= 1
+            raise torch.OutOfMemoryError("out of memory")
+        with Tape() as tape, mock.patch("fastguide.engine.latch.capturing", return_value=True):
+            outputs = call()
+
+        def replay():
+            self.seen.append(threading.get_ident())
+            tape.replay()
+
+        return replay, outputs
+
+    def release(self):
+        gc.collect()
+        self.released += 1
+
+    def free(self):
+        return self.bytes
+
+    @contextmanager
+    def turn(self):
+        yield
+
+
+def captured(model, guidance, limit=8, fails=0, graph="whole", **options):
+    """A sampler with a faked recorder."""
+    sampler = fg.Sampler(model, guidance, **options)
+    sampler.graph, sampler._graphs = graph, Graphs(Fake(fails), limit)
+    return sampler
