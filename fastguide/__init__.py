@@ -41,6 +41,7 @@ from fastguide.judges import Classifier, TextImage, load_classifier, load_text_i
 from fastguide.memory import keep_freed_memory
 from fastguide.model import Model
 from fastguide.ops import noise
+from fastguide.pool import Pool
 from fastguide.process import EDM, VP, Flow, Level, Prediction
 from fastguide.sample import Sampler, sample
 from fastguide.solvers import (
@@ -123,6 +124,7 @@ __all__ = [
     "Levels",
     "Model",
     "NonFiniteError",
+    "Pool",
     "Prediction",
     "Progress",
     "Sampler",

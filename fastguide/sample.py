@@ -376,6 +376,9 @@ class Sampler:
             )
             with self._lock:
                 self._measured[batch] = min(seconds, key=lambda mode: seconds[mode])
+            if logging_on():
+                milliseconds = {mode: 1e3 * each for mode, each in seconds.items()}
+                log("warmup", batch=batch, mode=self._measured[batch], milliseconds=milliseconds)
             if self._graphs is not None:
                 self._sizes.add(batch)
                 noughts = torch.zeros(batch, dtype=torch.int64, device=self.device)

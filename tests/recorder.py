@@ -43,11 +43,11 @@ class Tape(TorchDispatchMode):
 
 
 class Fake:
-    """Counts what it is asked for; the first `fails` captures do not fit."""
+    """Counts what it is asked for; after the first `good` captures `fails` do not fit."""
 
-    def __init__(self, fails=0):
+    def __init__(self, fails=0, good=0):
         self.warmed = self.released = 0
-        self.fails, self.seen = fails, []
+        self.fails, self.good, self.seen = fails, good, []
         self.bytes = 2**20
 
     def warm(self, call):
@@ -55,7 +55,8 @@ class Fake:
         until_compiled(call)
 
     def record(self, call):
-        if self.fails:
+        self.good -= 1
+        if self.fails and self.good < 0:
             self.fails -= 1
             raise torch.OutOfMemoryError("out of memory")
         with Tape() as tape, mock.patch("fastguide.engine.latch.capturing", return_value=True):
@@ -79,8 +80,8 @@ class Fake:
         yield
 
 
-def captured(model, guidance, limit=8, fails=0, graph="whole", **options):
+def captured(model, guidance, limit=8, fails=0, good=0, graph="whole", **options):
     """A sampler with a faked recorder."""
     sampler = fg.Sampler(model, guidance, **options)
-    sampler.graph, sampler._graphs = graph, Graphs(Fake(fails), limit)
+    sampler.graph, sampler._graphs = graph, Graphs(Fake(fails, good), limit)
     return sampler

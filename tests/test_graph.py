@@ -1,5 +1,6 @@
 """The logic of captured runs, with only CUDA's own calls faked (recorder.py)."""
 
+import gc
 import threading
 
 import pytest
@@ -149,14 +150,127 @@ def test_the_least_recently_used_capture_goes():
     assert len(sampler._graphs.kept) == 2
 
 
-def test_a_capture_that_does_not_fit_leaves_nothing():
-    sampler = captured(model_of(dit()), fg.CFG(3.0), fails=1)
-    with pytest.raises(torch.OutOfMemoryError):
-        sampler([1], [5])
-    assert sampler._graphs.recorder.released == 1
+def live_tensors():
+    gc.collect()
+    return sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+
+
+@pytest.mark.parametrize(("graph", "good"), [("whole", 0), ("steps", 0), ("steps", 2)])
+def test_a_capture_that_does_not_fit_leaves_nothing(graph, good):
+    sampler = captured(model_of(dit()), fg.CFG(3.0), fails=2, good=good, graph=graph)
+    sampler.memory(4)  # what it sets up stays
+    before = live_tensors()
+    per_sample = sampler.memory(2).run - sampler.memory(1).run
+    for free, advice in ((0, "not even one sample"), (3.5 * per_sample, "2|3 samples")):
+        sampler._graphs.recorder.bytes, sampler._graphs.recorder.good = int(free), good
+        with pytest.raises(torch.OutOfMemoryError, match=f"run of 4 samples does.*({advice}) may"):
+            sampler([1] * 4, range(4))
+    assert sampler._graphs.recorder.released == 2
     assert not sampler._graphs.kept
+    assert sampler.stats().captures == 0
+    assert live_tensors() <= before
     assert torch.isfinite(sampler([1], [5])).all()
-    assert sampler.stats().captures == 1
+    assert sampler.stats().captures == (1 if graph == "whole" else kinds_of(sampler))
+    assert sampler.stats().fallbacks == 0
+
+
+def test_an_error_while_a_capture_ends_hides_no_lack_of_memory():
+    sampler = captured(model_of(dit()), fg.CFG(3.0))
+
+    def record(call):
+        try:
+            raise torch.OutOfMemoryError("out of memory")
+        finally:
+            raise RuntimeError("capture was invalidated")
+
+    sampler._graphs.recorder.record = record
+    with pytest.raises(torch.OutOfMemoryError, match="does not fit"):
+        sampler([1], [5])
+
+
+def test_a_fallback_is_asked_for():
+    model = model_of(dit())
+    sampler = captured(model, fg.CFG(3.0), fails=1, fallback=True)
+    assert torch.equal(sampler([1], [5]), fg.sample(model, [1], fg.CFG(3.0), steps=3, seeds=[5]))
+    assert (sampler.stats().fallbacks, sampler.stats().replays) == (1, 0)
+    sampler([1], [5])
+    assert (sampler.stats().fallbacks, sampler.stats().replays) == (1, 1)
+
+
+def test_other_errors_are_not_hidden():
+    def net(x, t, cond):
+        raise RuntimeError("out of order")
+
+    broken = fg.Model(net, fg.Flow(), fg.Prediction("flow"), (2, 8, 8), null=5)
+    sampler = captured(broken, None, fallback=True)
+    with pytest.raises(RuntimeError, match="out of order"):
+        sampler([1], [5])
+    with pytest.raises(RuntimeError, match="out of order"):  # and nothing is locked
+        sampler([1], [5])
+
+
+@pytest.mark.parametrize("graph", ["whole", "steps"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_network(backend, graph):
+    torch._dynamo.reset()
+    net = dit()
+    model = model_of(torch.compile(net, backend=backend))
+    sampler = captured(model, fg.CFG(3.0), graph=graph)
+    for batch in (2, 3, 5):  # anew for the first two, and for the second with a symbolic size
+        labels = [i % 5 for i in range(batch)]
+        want = fg.sample(model_of(net), labels, fg.CFG(3.0), steps=STEPS, seeds=range(batch))
+        for _ in range(2):
+            got = sampler(labels, range(batch))
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert sampler.stats().captures == 3 * (1 if graph == "whole" else kinds_of(sampler))
+
+
+def test_a_compiled_network_is_warm_before_a_capture():
+    torch._dynamo.reset()
+    calls = []
+
+    def net(x, t, cond):
+        return x * t.view(-1, 1, 1, 1)
+
+    compiled = torch.compile(net, backend="eager")
+
+    def counted(x, t, cond):
+        before = dict(torch._dynamo.utils.counters["stats"]).get("unique_graphs", 0)
+        out = compiled(x, t, cond)
+        calls.append(dict(torch._dynamo.utils.counters["stats"])["unique_graphs"] - before)
+        return out
+
+    model = fg.Model(counted, fg.Flow(), fg.Prediction("flow"), (2, 8, 8), null=5)
+    sampler = captured(model, None)
+    sampler([1, 2], [5, 6])
+    assert calls == [1, 0, 0] + [0] * STEPS + [0] * STEPS  # warm, warm again, captured
+
+
+@pytest.mark.parametrize("graph", ["whole", "steps"])
+def test_autocast_is_part_of_a_capture(graph):
+    model, cached = model_of(dit().requires_grad_(True)), []
+    inner = model.net
+
+    def net(x, t, cond):
+        cached.append(torch.is_autocast_cache_enabled())
+        return inner(x, t, cond).float()
+
+    sampler = captured(fg.Model(net, model.process, model.prediction, model.shape, null=5), None)
+    eager = fg.Sampler(model, None, steps=STEPS)
+    sampler.graph = graph
+    plain = sampler([1, 2], [5, 6])
+    count = sampler.stats().captures
+    with torch.autocast("cpu", torch.bfloat16):
+        got, want = sampler([1, 2], [5, 6]), eager([1, 2], [5, 6])
+        assert torch.is_autocast_cache_enabled()
+        again = sampler([3, 2], [5, 6])
+    assert torch.equal(got, want)
+    assert not torch.equal(got, plain)
+    assert torch.isfinite(again).all()
+    assert sampler.stats().captures == 2 * count
+    assert torch.equal(sampler([1, 2], [5, 6]), plain)
+    assert sampler.stats().captures == 2 * count
+    assert not any(cached)  # a cast weight that is kept would be freed under the graph
 
 
 def test_calls_from_many_threads():
@@ -177,17 +291,51 @@ def test_calls_from_many_threads():
     assert sampler.stats().captures == 1
 
 
-def test_two_samplers_on_one_network_do_not_disturb_each_other():
+@pytest.mark.parametrize("graph", [False, "whole", "steps"])
+def test_two_samplers_on_one_network_do_not_disturb_each_other(graph):
     model = model_of(dit())
-    one, two = captured(model, fg.CFG(3.0)), captured(model, fg.CFG(1.5) + fg.PAG(1.0))
-    alone = [one([1], [5]), two([2], [6])]
-    assert torch.equal(one([1], [5]), alone[0])
-    assert torch.equal(two([2], [6]), alone[1])
+    guidances = (
+        fg.APG(fg.CFG(3.0), momentum=-0.5),
+        fg.REG(fg.CFG(1.5, every=2) + fg.PAG(1.0), every=2),
+    )
+    options = {"solver": fg.ddpm, "steps": 4}
+    pair = [
+        captured(model, one, graph=graph, **options) if graph else fg.Sampler(model, one, **options)
+        for one in guidances
+    ]
+    alone = [fg.Sampler(model, one, **options)([1, 2], [5, 6]) for one in guidances]
+    for _ in range(2):  # in turn
+        for sampler, want in zip(pair, alone, strict=True):
+            assert torch.equal(sampler([1, 2], [5, 6]), want)
+    results = [[], []]  # at once
+
+    def calls(number):
+        for _ in range(6):
+            results[number].append(pair[number]([1, 2], [5, 6]))
+
+    threads = [threading.Thread(target=calls, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for found, want in zip(results, alone, strict=True):
+        assert len(found) == 6
+        assert all(torch.equal(one, want) for one in found)
+
+
+def test_scales_per_sample_outlive_a_run():
+    model = model_of(dit())
+    sampler = fg.Sampler(model, fg.APG(fg.CFG(torch.tensor([2.0, 5.0]))), steps=STEPS)
+    assert torch.equal(sampler([1, 2], [5, 6]), sampler([1, 2], [5, 6]))
 
 
 def test_graphs_need_a_gpu():
     with pytest.raises(ValueError, match="graph is True, but the sampler runs on cpu"):
         fg.Sampler(model_of(dit()), fg.CFG(3.0), graph=True)
+    with pytest.raises(ValueError, match="graph is 'all'"):
+        fg.Sampler(model_of(dit()), fg.CFG(3.0), graph="all")
+    with pytest.raises(ValueError, match="device is cpu:1, but the network is on cpu"):
+        fg.Sampler(model_of(dit()), fg.CFG(3.0), device="cpu:1")
     with pytest.raises(ValueError, match="limit is 0"):
         Graphs(Fake(), 0)
 
