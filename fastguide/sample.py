@@ -310,7 +310,9 @@ class Sampler:
         return self._estimate(self._bind(cond, negative, 1), batch)
 
     def _estimate(self, one: Conditions, batch: int) -> Memory:
-        passes, known = self._passes[self._mode(batch)], (self.shape, self.dtype)
+        mode = self._mode(batch)  # another stream holds what the same one would
+        passes = self._passes["batched" if mode == "beside" else mode]
+        known = (self.shape, self.dtype)
         graph = self._graphs is not None
         nets = self._nets.values()
         return estimate(self.plan, passes, one, batch, nets, *known, self.model.outputs, graph)

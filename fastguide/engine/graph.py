@@ -32,6 +32,9 @@ class Recorder(Protocol):
     def turn(self) -> AbstractContextManager[None]: ...
 
 
+_RECORDING = threading.Lock()  # a capture begins with a wait for the device
+
+
 class CudaRecorder:
     """CUDA graphs that share one memory pool. They may, as they never run at the same time, and as
     what a replay leaves is copied before the next.
@@ -40,6 +43,7 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)  # PyTorch's own lies on the device of its first use
         self.last: torch.cuda.Event | None = None
 
     def warm(self, call: Callable[[], Any]) -> None:
@@ -54,19 +58,21 @@ class CudaRecorder:
             torch.cuda.current_stream().wait_stream(side)
 
     def record(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """Capture the call. Other threads may use the device meanwhile; the backward pass, which
-        runs on a thread of its own, is captured too, as it takes the stream of the forward pass.
+        """Capture the call. Other threads may use the device meanwhile, but for other captures; the
+        backward pass, which runs on a thread of its own, is captured too, as it takes the stream of
+        the forward pass.
         """
-        with torch.cuda.device(self.device):
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                outputs = call()
+        graph = torch.cuda.CUDAGraph()
+        how: dict[str, Any] = {"pool": self.pool, "capture_error_mode": "thread_local"}
+        own = torch.cuda.graph(graph, stream=self.stream, **how)
+        with _RECORDING, torch.cuda.device(self.device), own:
+            outputs = call()
         return graph.replay, outputs
 
     def release(self) -> None:
         """Give back the memory of graphs that are gone."""
-        torch.cuda.synchronize(self.device)
-        with torch.cuda.device(self.device):
+        with _RECORDING, torch.cuda.device(self.device):
+            torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
     def free(self) -> int:

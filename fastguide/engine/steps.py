@@ -80,7 +80,12 @@ class Steps:
                 kinds[kind] = len(kinds)
                 self.examples.append(e)
             self.names[e, ends, next_ends] = kinds[kind]
-        self.parts = {number: partial(self._part, kind) for kind, number in kinds.items()}
+        self.kinds = tuple(kinds)
+
+    @property
+    def parts(self) -> dict[int, Callable[[], None]]:
+        """What is captured, by the numbers that `drive` plays."""
+        return {number: partial(self._part, kind) for number, kind in enumerate(self.kinds)}
 
     def ready(self, number: int) -> None:
         """Count as if the part came next."""
