@@ -235,8 +235,11 @@ class Evaluate:
 
     def _write(self, at: At, weights: Tensor) -> None:
         """The row's weights, its first columns: those of the branches there are."""
-        row = self.weights.narrow(2, 0, weights.shape[1])
-        row.index_copy_(0, at.index, weights.to(row.dtype).expand(row.shape[1:])[None])
+        rows = self.weights[:, :, : weights.shape[1]]
+        if isinstance(at.number, int):
+            rows[at.number] = weights
+        else:
+            rows.index_copy_(0, at.number, weights.to(rows.dtype).expand(rows.shape[1:])[None])
 
 
 def _planned(at: At, pattern: Pattern) -> Tensor:
