@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
@@ -233,6 +234,13 @@ class Sampler:
         self, plan: Plan, inputs: Inputs, callback: Callable[[Progress], None] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A run, eagerly, or where the sampler was asked to from graphs."""
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            return self._run_here(plan, inputs, callback)
+
+    def _run_here(
+        self, plan: Plan, inputs: Inputs, callback: Callable[[Progress], None] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A run, on whatever thread, on the sampler's device."""
         began = time.perf_counter()
         mode, batch = self._mode(len(inputs.seeds)), len(inputs.seeds)
         passes = self._passes[mode]
