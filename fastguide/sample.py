@@ -6,7 +6,7 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import replace
@@ -33,8 +33,8 @@ from fastguide.engine.graph import CudaRecorder, Graphs
 from fastguide.engine.latch import ending
 from fastguide.engine.measure import measure_rows
 from fastguide.engine.memory import Memory, estimate, first_sample, largest_batch
-from fastguide.engine.passes import Conditions, Passes, make_passes
-from fastguide.engine.pattern import Pattern, no_layers
+from fastguide.engine.passes import Conditions, make_passes
+from fastguide.engine.pattern import no_layers
 from fastguide.engine.plan import Plan, make_plan
 from fastguide.engine.program import RowMode
 from fastguide.engine.run import Inputs, Progress, run
@@ -241,14 +241,13 @@ class Sampler:
         self, plan: Plan, inputs: Inputs, callback: Callable[[Progress], None] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A run, on whatever thread, on the sampler's device."""
-        began = time.perf_counter()
-        mode, batch = self._mode(len(inputs.seeds)), len(inputs.seeds)
+        began, batch = time.perf_counter(), len(inputs.seeds)
+        way = self._way(plan, inputs, callback)
+        padded = 0 if way is None else padding(batch, self._sizes)
+        mode = self._mode(batch + padded)
         passes = self._passes[mode]
-        known = (self.shape, self.dtype, self.model.outputs)
-        way, padded = self._way(plan, passes, inputs, callback), 0
         captures = 0 if self._graphs is None else self._graphs.captures
         if self._graphs is not None and way is not None:
-            padded = padding(batch, self._sizes)
             settings = (plan, passes, inputs, self._settings, self._drawn, padded, callback, mode)
             try:
                 found = run_captured(self._graphs, way, *settings)
@@ -260,30 +259,22 @@ class Sampler:
                 with self._lock:
                     self._counts.fallbacks += 1
         if way is None:
-            found = run(plan, passes, inputs, *known, callback)
+            found = run(plan, passes, inputs, self.shape, self.dtype, self.model.outputs, callback)
         with self._lock:
             self._counts.add(plan, passes, batch, padded)
         if logging_on():
             new = 0 if self._graphs is None else self._graphs.captures - captures
+            how = {"mode": mode, "way": way or "eager", "captures": new}
             if new:
-                log("capture", batch=batch + padded, mode=mode, way=way, captures=new)
-            log(
-                "run",
-                batch=batch,
-                padded=padded,
-                evaluations=plan.evaluations,
-                rows=batch * plan.net_rows,
-                mode=mode,
-                way=way or "eager",
-                captured=new > 0,
-                seconds=time.perf_counter() - began,
-            )
+                log("capture", batch=batch + padded, **how)
+            sizes = {"evaluations": plan.evaluations, "rows": batch * plan.net_rows}
+            seconds = time.perf_counter() - began
+            log("run", batch=batch, padded=padded, **sizes, **how, seconds=seconds)
         return found
 
     def _way(
         self,
         plan: Plan,
-        passes: Mapping[Pattern, Passes],
         inputs: Inputs,
         callback: Callable[[Progress], None] | None,
     ) -> Way | None:
@@ -298,6 +289,7 @@ class Sampler:
             form = structure(plan, self.dtype)
             way = self._ways.get(form)
             if way is None:
+                passes = self._passes[self._mode(len(inputs.seeds))]
                 known = (self.shape, self.dtype, self.model.outputs)
                 large = any(map(ending, plan.rows)) or (
                     nodes(plan, passes, inputs, *known) > WHOLE_NODES

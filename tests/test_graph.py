@@ -140,6 +140,17 @@ def test_batches_are_filled_up_to_a_size_of_warmup():
     assert sampler.stats().captures == 3
 
 
+@pytest.mark.parametrize("mode", ["batched", "sequential"])
+def test_a_batch_that_is_filled_up_runs_as_that_size_does(mode):
+    sampler = captured(model_of(dit()), fg.CFG(3.0))
+    sampler.warmup([4])
+    sampler._measured[4] = mode  # whatever was faster
+    sampler([0] * 4, range(4))
+    captures = sampler.stats().captures
+    sampler([0] * 3, range(3))
+    assert sampler.stats().captures == captures
+
+
 def test_the_least_recently_used_capture_goes():
     sampler = captured(model_of(dit()), fg.CFG(3.0), limit=2)
     counts = []
