@@ -7,6 +7,7 @@ of any needs no capture. Another structure of the plan, shape, dtype or number o
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -43,19 +44,20 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.pool = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream(device)  # PyTorch's own lies on the device of its first use
+        # its own, for all captures and what warms up for them: cuBLAS keeps a workspace per stream,
+        # and PyTorch's stream for captures lies on the device that captured first
+        self.stream = torch.cuda.Stream(device)
         self.last: torch.cuda.Event | None = None
 
     def warm(self, call: Callable[[], Any]) -> None:
-        """Run the call on a side stream, where lazy initialisations and autotuning may happen: as
+        """Run the call on the side stream, where lazy initialisations and autotuning may happen: as
         often as what `torch.compile` made needs until it compiles no more.
         """
         with torch.cuda.device(self.device):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
                 until_compiled(call)
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(self.stream)
 
     def record(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """Capture the call. Other threads may use the device meanwhile, but for other captures; the
@@ -76,9 +78,13 @@ class CudaRecorder:
             torch.cuda.empty_cache()
 
     def free(self) -> int:
-        """Bytes of the device that nobody has, and those that PyTorch holds but does not use."""
-        held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return torch.cuda.mem_get_info(self.device)[0] + held
+        """Bytes of the device that nobody has, and those that PyTorch holds but does not use; no
+        more than the process may take.
+        """
+        used = torch.cuda.memory_allocated(self.device)
+        free, total = torch.cuda.mem_get_info(self.device)
+        allowed = int(torch.cuda.get_per_process_memory_fraction(self.device) * total) - used
+        return min(free + torch.cuda.memory_reserved(self.device) - used, allowed)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -104,8 +110,6 @@ def until_compiled(call: Callable[[], Any]) -> None:
 
 
 def _compilations() -> int:
-    import sys
-
     dynamo = sys.modules.get("torch._dynamo.utils")  # loaded by whoever compiled something
     return 0 if dynamo is None else int(dynamo.counters["stats"]["unique_graphs"])
 
