@@ -40,7 +40,9 @@ class Pool:
 
     def __call__(self, cond: Any = None, seeds: Any = 0, **arguments: Any) -> Tensor:
         """A call of one of the samplers, on its device; the arguments are its own."""
-        size = 1 if isinstance(seeds, int) else len(seeds := list(seeds))
+        if not isinstance(seeds, (int, Tensor)):
+            seeds = list(seeds)
+        size = 1 if isinstance(seeds, int) else len(seeds)
         number = self._take(size)
         with self._given_back(number, size):
             return self.samplers[number](cond, seeds, **arguments)

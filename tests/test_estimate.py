@@ -10,6 +10,7 @@ from test_others import weak_dit
 from test_perturbation import dit, model_of, unet
 
 import fastguide as fg
+from fastguide.engine.run import Inputs
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 from memory import peak_bytes, weight_bytes
@@ -56,6 +57,22 @@ def test_weights_and_what_graphs_add():
     assert graphs.memory(8).run - eager.memory(8).run == 8 * (inputs + 4 * 2 * 16 * 16)
     with pytest.raises(ValueError, match="batch is 0"):
         eager.memory(0)
+
+
+def test_nothing_is_compiled_for_it():
+    def backend(graph, inputs):
+        raise RuntimeError("compiled")
+
+    net, shape = dit(), (2, 16, 16)
+    compiled = model_of(torch.compile(net, backend=backend), shape)
+    sampler = captured(compiled, fg.CFG(3.0), steps=3, graph=True)
+    plain = captured(model_of(net, shape), fg.CFG(3.0), steps=3)
+    assert sampler.memory(4).weights == plain.memory(4).weights
+    assert sampler.memory(4).run >= plain.memory(4).run  # in one piece, no stem is shared
+    inputs = Inputs(sampler._bind(None, None, 2), torch.arange(2))
+    assert sampler._way(sampler.plan, inputs, None) == "whole"
+    with pytest.raises(Exception, match="compiled"):
+        sampler([1], [5])
 
 
 def test_the_sampler_is_as_it_was():

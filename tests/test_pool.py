@@ -51,6 +51,8 @@ def test_calls_take_turns():
         want = fg.sample(model, [1], fg.CFG(2.0), steps=2, seeds=[seed])
         assert torch.equal(pool([1], [seed], check=False), want)
     assert [sampler.stats().runs for sampler in pool.samplers] == [2, 2]
+    assert torch.equal(pool([1], torch.tensor([3])), want)
+    assert torch.equal(pool([1], iter([3])), want)
     assert torch.equal(pool(2, 9), fg.sample(model, 2, fg.CFG(2.0), steps=2, seeds=9))
 
 

@@ -14,6 +14,7 @@ from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import Plan
 from fastguide.engine.predict import Predict
 from fastguide.engine.run import Inputs
+from fastguide.staged import uncompiled
 
 # A graph's node takes some kilobytes on the device and microseconds to set up, so that this many
 # are some tens of megabytes and a fraction of a second: an estimate, not measured.
@@ -47,7 +48,7 @@ def nodes(
     outputs: int,
 ) -> int:
     """About how many nodes the graph of a whole run has: evaluations times the kernels of the
-    largest, which is run once.
+    largest, which is run once, uncompiled.
     """
     at = plan.at(largest(plan))
     pattern = at.row.pattern
@@ -55,7 +56,7 @@ def nodes(
     batch, device = len(inputs.seeds), inputs.seeds.device
     x = torch.zeros((passes[pattern].inputs * batch, *shape), device=device, dtype=dtype)
     state = torch.zeros((batch, *shape), device=device)
-    with Launches() as launches:
+    with uncompiled(), Launches() as launches:
         known = (inputs.conditions, inputs.seeds, dtype, outputs)
         Evaluate(Predict(plan, passes, *known))(at, pattern, x, state)
     return plan.evaluations * launches.count

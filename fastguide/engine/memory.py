@@ -18,6 +18,7 @@ from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import Plan
 from fastguide.engine.run import Inputs, buffers, run
 from fastguide.engine.static import NUMBERS
+from fastguide.staged import uncompiled
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def estimate(
     outputs: int,
     graph: bool = False,
 ) -> Memory:
-    """Of a run of `batch` samples.
+    """Of a run of `batch` samples; networks that are compiled count as if they were not.
 
     Args:
         one: the conditions of one sample.
@@ -97,7 +98,8 @@ def estimate(
     seeds = torch.zeros(batch, dtype=torch.int64, device=plan.index.device)
     conditions = one.repeated(batch)
     short = _short(plan)
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as fake, Live() as live:
+    tensors = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), uncompiled(), tensors as fake, Live() as live:
         given = Inputs(_faked(conditions, fake), fake.from_tensor(seeds))
         state = sum(one.nbytes for one in buffers(short, passes, given.seeds, shape, dtype))
         live.peak = before = live.now
