@@ -53,7 +53,7 @@ def rectified(model: fg.Model, guidance: fg.Guidance, level: fg.Level, x: Tensor
     evaluate = Evaluate(Predict(plan, passes, *known))
     copies = passes[pattern].inputs
     inputs = (model.prediction.input_scale(level) * x).repeat(copies, *[1] * (x.ndim - 1))
-    found = evaluate(1, pattern, inputs, x)
+    found = evaluate(plan.at(1), pattern, inputs, x)
     positive, other = found.branches
     delta = delta_of(positive.float(), other, bool(found.deltas >> 1 & 1))
     return delta if found.factor is None else found.factor * delta

@@ -19,7 +19,7 @@ TORCH_LIBRARY(fastguide, m) {
   m.def(
       "group_norm_backward(Tensor outward, Tensor tokens, Tensor mean, Tensor inverse, "
       "Tensor gamma, Tensor beta, bool silu) -> (Tensor, Tensor, Tensor)");
-  m.def("noise(Tensor seeds, int evaluation, int numel) -> Tensor");
+  m.def("noise(Tensor seeds, int evaluation, int numel, Tensor? counter=None) -> Tensor");
   m.def(
       "step(Tensor(a!) state, Tensor[] branches, Tensor weights, Tensor table, Tensor evaluation, "
       "Tensor? seeds, Tensor? noise, Tensor(b!)? net_input, Tensor(c!) first_bad, "

@@ -6,6 +6,7 @@ from fastguide.adapters.diffusers import accelerate, from_diffusers
 from fastguide.assets import load
 from fastguide.checkpoint import CheckpointError, save
 from fastguide.engine.run import Progress
+from fastguide.finite import NonFiniteError
 from fastguide.guidance import (
     APG,
     CFG,
@@ -40,8 +41,9 @@ from fastguide.judges import Classifier, TextImage, load_classifier, load_text_i
 from fastguide.memory import keep_freed_memory
 from fastguide.model import Model
 from fastguide.ops import noise
+from fastguide.pool import Pool
 from fastguide.process import EDM, VP, Flow, Level, Prediction
-from fastguide.sample import NonFiniteError, Sampler, sample
+from fastguide.sample import Sampler, sample
 from fastguide.solvers import (
     Update,
     annealed_langevin,
@@ -122,6 +124,7 @@ __all__ = [
     "Levels",
     "Model",
     "NonFiniteError",
+    "Pool",
     "Prediction",
     "Progress",
     "Sampler",

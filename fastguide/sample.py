@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastguide import ops
+from fastguide.checks import check_shape, device_of, net_as, others_of
 from fastguide.conditions import (
     bind,
     bind_other,
@@ -22,37 +25,32 @@ from fastguide.conditions import (
     named_conditions,
     random_condition,
 )
+from fastguide.course import Clamp, Course
+from fastguide.engine.captured import Settings, Way, run_captured
+from fastguide.engine.count import WHOLE_NODES, nodes
 from fastguide.engine.gradient import differentiable
 from fastguide.engine.graph import CudaRecorder, Graphs
+from fastguide.engine.latch import ending
 from fastguide.engine.measure import measure_rows
+from fastguide.engine.memory import Memory, estimate, first_sample, largest_batch
 from fastguide.engine.passes import Conditions, make_passes
 from fastguide.engine.pattern import no_layers
 from fastguide.engine.plan import Plan, make_plan
 from fastguide.engine.program import RowMode
 from fastguide.engine.run import Inputs, Progress, run
-from fastguide.engine.static import as_tree, padding
+from fastguide.engine.static import padding
 from fastguide.engine.stats import Stats
+from fastguide.engine.structure import structure
+from fastguide.finite import NonFiniteError, check_finite
 from fastguide.guidance.base import Guidance, Other
+from fastguide.log import log, logging_on
 from fastguide.model import Model
-from fastguide.options import Configured, by_name
+from fastguide.options import Configured
 from fastguide.perturbation import Layers
 from fastguide.requests import Packer, Request, amounts_of, packed
-from fastguide.solvers import Solver, ddim, solver_by_name
-from fastguide.spacing import SPACINGS, Levels, make_levels
+from fastguide.solvers import Solver, ddim
+from fastguide.spacing import Levels
 from fastguide.staged import choose_layers, is_staged
-from fastguide.threshold import DynamicThreshold
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class NonFiniteError(FloatingPointError):
-    """Some samples are NaN or infinite. `samples` holds all of them; `evaluations` says for each
-    the evaluation (1, 2, ...) at which it first was, or None."""
-
-    def __init__(self, message: str, samples: Tensor, evaluations: list[int | None]) -> None:
-        super().__init__(message)
-        self.samples = samples
-        self.evaluations = evaluations
 
 
 class Sampler:
@@ -76,10 +74,13 @@ class Sampler:
             batched, or what `warmup` found to be fastest.
         max_batch: the most requests of `submit` that run together.
         max_wait: seconds that a request of `submit` waits at most for others.
-        graph: capture the whole run as a CUDA graph, once for each number of samples, and replay it
-            from then on; not with a callback. Conditions, seeds, noise and the scales of requests
-            may change. Batches are filled up to the next size of `warmup`.
-        max_captures: the captures that are kept, those that were used last.
+        graph: capture runs as CUDA graphs, once for each number of samples, and replay them from
+            then on: the "whole" run as one graph, its "steps" as one graph for each kind of
+            evaluation, or with True one of these, by size. Conditions, seeds, noise and all numbers
+            of the plan may change. Batches are filled up to the next size of `warmup`. A callback
+            goes with "steps"; a whole run is eager with one.
+        max_captures: the captured runs that are kept, those that were used last.
+        fallback: run eagerly where a capture does not fit, instead of the error.
 
     Raises:
         ValueError, TypeError: an argument that is not as above, named with its value.
@@ -93,82 +94,99 @@ class Sampler:
         steps: int = 25,
         spacing: Configured[Levels] | str | None = None,
         levels: Levels | None = None,
-        clamp: float | tuple[float, float] | DynamicThreshold | None = None,
+        clamp: Clamp = None,
         dtype: torch.dtype | None = None,
         shape: Sequence[int] | None = None,
         device: torch.device | str | None = None,
         rows: RowMode | None = None,
         max_batch: int = 16,
         max_wait: float = 0.005,
-        graph: bool = False,
+        graph: bool | Way = False,
         max_captures: int = 8,
+        fallback: bool = False,
     ) -> None:
         if not isinstance(model, Model):
             raise TypeError(
                 f"model is a {type(model).__name__}, but it should be a fastguide.Model"
             )
-        if guidance is not None and not isinstance(guidance, Guidance):
-            raise TypeError(
-                f"guidance is {guidance!r}, but it should be a Guidance such as CFG(3.0)"
-            )
-        solver = solver_by_name(solver) if isinstance(solver, str) else solver
-        if not isinstance(solver, Configured):
-            raise TypeError(
-                f"solver is {solver!r}, but it should be a solver such as fastguide.ddim"
-            )
-        spacing = by_name("spacing", spacing, SPACINGS) if isinstance(spacing, str) else spacing
-        if levels is None:
-            levels = make_levels(model.process, steps, spacing)
         self.model = model
-        self.guidance = guidance
-        self.shape = _check_shape(model, shape)
-        self.device = _device_of(model, device)
-        self.net, self.dtype = _net_as(model, dtype)
-        self._conditions = named_conditions(model, guidance)
-        self._others = _others(model, guidance, self.device)
-        nets = {None: self.net} | {one: _net_as(one.model, self.dtype)[0] for one in self._others}
-        self._plan_arguments = (
-            model.prediction,
-            levels,
-            solver,
-            guidance,
-            _bounds(clamp),
-        )
+        self.shape = check_shape(model, shape)
+        self.device = device_of(model, device)
+        self.net, self.dtype = net_as(model, dtype)
+        self._settings = Settings(self.shape, self.dtype, model.outputs)
+        self._nets: dict[Other | None, Any] = {None: self.net}
         if rows not in (None, *get_args(RowMode)):
             raise ValueError(f"rows is {rows!r}, but it should be one of {get_args(RowMode)}")
-        possible = self._others and self.device.type == "cuda"
-        if rows == "beside" and not possible:
-            raise ValueError(
-                "rows is 'beside', but that needs a GPU and a guidance with another network"
-            )
-        self._modes = [m for m in get_args(RowMode) if m != "beside" or possible]
-        self.plan = make_plan(*self._plan_arguments, device=self.device, choose=self._choose)
-        if any(pattern.graph for pattern in self.plan.patterns):
-            nets[None] = differentiable(self.net)
         self.rows = rows
-        self._passes = {
-            mode: {pattern: make_passes(pattern, nets, mode) for pattern in self.plan.patterns}
-            for mode in self._modes
-        }
-        self._measured: dict[int, RowMode] = {}
-        if self.plan.learned and not model.variance:
-            raise ValueError(
-                f"solver is {solver}, which needs a network that predicts a variance, but "
-                "model.variance is False"
-            )
-        self._preview_plan: Plan | None = None
-        self._lock = threading.Lock()
         if max_batch < 1:
             raise ValueError(f"max_batch is {max_batch}, but it should be 1 or more")
         if not 0 <= max_wait < math.inf:
             raise ValueError(f"max_wait is {max_wait}, but it should be 0 or more seconds")
-        if graph and self.device.type != "cuda":
-            raise ValueError(f"graph is True, but the sampler runs on {self.device}, not on a GPU")
-        self._graphs = Graphs(CudaRecorder(self.device), max_captures) if graph else None
-        self._captured: set[int] = set()
-        self._counts = Stats()
         self._packing = (max_batch, max_wait)
+        if graph not in (False, True, *get_args(Way)):
+            raise ValueError(f"graph is {graph!r}, but it should be a bool, 'whole' or 'steps'")
+        if graph and self.device.type != "cuda":
+            raise ValueError(
+                f"graph is {graph!r}, but the sampler runs on {self.device}, not on a GPU"
+            )
+        self.graph, self._fallback = graph, fallback
+        self._graphs = Graphs(CudaRecorder(self.device), max_captures) if graph else None
+        self._ways: dict[Hashable, Way] = {}  # what was chosen for a structure
+        self._sizes: set[int] = set()  # of batches that warmup saw
+        self._measured: dict[int, RowMode] = {}
+        self._prepare(Course(guidance, solver, steps, spacing, levels, clamp))
+
+    def _prepare(self, course: Course) -> None:
+        """Plan the run, with nothing that earlier ones left."""
+        model, guidance, self._course = self.model, course.guidance, course
+        if guidance is not None and not isinstance(guidance, Guidance):
+            raise TypeError(
+                f"guidance is {guidance!r}, but it should be a Guidance such as CFG(3.0)"
+            )
+        self.guidance = guidance
+        self._conditions = named_conditions(model, guidance)
+        self._others = others_of(model, guidance, self.device)
+        for one in self._others:
+            if one not in self._nets:
+                self._nets[one] = net_as(one.model, self.dtype)[0]
+        possible = self._others and self.device.type == "cuda"
+        if self.rows == "beside" and not possible:
+            raise ValueError(
+                "rows is 'beside', but that needs a GPU and a guidance with another network"
+            )
+        self._modes = [m for m in get_args(RowMode) if m != "beside" or possible]
+        self._plan_arguments = course.plan_arguments(model)
+        self.plan = make_plan(*self._plan_arguments, device=self.device, choose=self._choose)
+        if any(pattern.graph for pattern in self.plan.patterns):
+            self._nets[None] = differentiable(self._nets[None])
+        self._passes = {
+            mode: {p: make_passes(p, self._nets, mode) for p in self.plan.patterns}
+            for mode in self._modes
+        }
+        if self.plan.learned and not model.variance:
+            raise ValueError(
+                f"solver is {self._plan_arguments[2]}, which needs a network that predicts a "
+                "variance, but model.variance is False"
+            )
+        self._preview_plan: Plan | None = None
+        self._lock = threading.Lock()
+        self._counts = Stats()
         self._packer: Packer | None = None
+
+    def replaced(self, **changes: Any) -> Sampler:
+        """A sampler with another `guidance`, `solver`, `steps`, `spacing`, `levels` or `clamp`, by
+        these names, as in the constructor; what is not named stays. The network, its captured
+        graphs, their memory and what `warmup` found are shared: where only numbers differ (scales,
+        eta, levels, clamps, an interval that ends between the same evaluations), nothing is
+        captured anew. Counts and requests are its own.
+
+        Raises:
+            ValueError, TypeError: an argument that is not as in the constructor.
+        """
+        other = copy.copy(self)
+        other._nets = dict(self._nets)
+        other._prepare(self._course.replaced(changes))
+        return other
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -209,31 +227,109 @@ class Sampler:
         plan = self.plan if callback is None else self._with_preview()
         samples, first_bad, bad_gradient = self._run(plan, inputs, callback)
         if check:
-            _check_finite(plan, samples, first_bad, bad_gradient, rows)
+            check_finite(plan, samples, first_bad, bad_gradient, rows)
         return samples
 
     def _run(
         self, plan: Plan, inputs: Inputs, callback: Callable[[Progress], None] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A run, eagerly, or where the sampler was asked to from a graph."""
-        mode = self._mode(len(inputs.seeds))
-        settings = (self.shape, self.dtype, self.model.outputs)
-        padded = 0
-        if self._graphs is None or callback is not None:
-            found = run(plan, self._passes[mode], inputs, *settings, callback)
-        else:
-            batch = len(inputs.seeds)
-            padded = padding(batch, self._captured) if self._captured else 0
-            tree, rebuild = as_tree(plan, inputs, self._drawn, padded)
+        """A run, eagerly, or where the sampler was asked to from graphs."""
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            return self._run_here(plan, inputs, callback)
 
-            def captured(given: Any) -> tuple[Tensor, Tensor, Tensor]:
-                return run(*rebuild(given, self._passes[mode]), *settings)
-
-            samples, first_bad, bad_gradient = self._graphs((mode,), tree, captured)
-            found = samples[:batch], first_bad[:batch], bad_gradient
+    def _run_here(
+        self, plan: Plan, inputs: Inputs, callback: Callable[[Progress], None] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A run, on whatever thread, on the sampler's device."""
+        began, batch = time.perf_counter(), len(inputs.seeds)
+        way = self._way(plan, inputs, callback)
+        padded = 0 if way is None else padding(batch, self._sizes)
+        mode = self._mode(batch + padded)
+        passes = self._passes[mode]
+        captures = 0 if self._graphs is None else self._graphs.captures
+        if self._graphs is not None and way is not None:
+            settings = (plan, passes, inputs, self._settings, self._drawn, padded, callback, mode)
+            try:
+                found = run_captured(self._graphs, way, *settings)
+            except torch.OutOfMemoryError as error:
+                if not self._fallback:
+                    message = self._what_fits(inputs, padded)
+                    raise torch.OutOfMemoryError(message) from error
+                way, padded = None, 0
+                with self._lock:
+                    self._counts.fallbacks += 1
+        if way is None:
+            found = run(plan, passes, inputs, self.shape, self.dtype, self.model.outputs, callback)
         with self._lock:
-            self._counts.add(plan, self._passes[mode], len(inputs.seeds), padded)
+            self._counts.add(plan, passes, batch, padded)
+        if logging_on():
+            new = 0 if self._graphs is None else self._graphs.captures - captures
+            how = {"mode": mode, "way": way or "eager", "captures": new}
+            if new:
+                log("capture", batch=batch + padded, **how)
+            sizes = {"evaluations": plan.evaluations, "rows": batch * plan.net_rows}
+            seconds = time.perf_counter() - began
+            log("run", batch=batch, padded=padded, **sizes, **how, seconds=seconds)
         return found
+
+    def _way(
+        self,
+        plan: Plan,
+        inputs: Inputs,
+        callback: Callable[[Progress], None] | None,
+    ) -> Way | None:
+        """How the run is captured; None where it is not. Where that is to be chosen: step by step
+        where guidance may drop a branch on the way, and where the whole were too large.
+        """
+        if self._graphs is None:
+            return None
+        if isinstance(self.graph, str):
+            way: Way | None = self.graph
+        else:
+            form = structure(plan, self.dtype)
+            way = self._ways.get(form)
+            if way is None:
+                passes = self._passes[self._mode(len(inputs.seeds))]
+                known = (self.shape, self.dtype, self.model.outputs)
+                large = any(map(ending, plan.rows)) or (
+                    nodes(plan, passes, inputs, *known) > WHOLE_NODES
+                )
+                way = self._ways[form] = "steps" if large else "whole"
+        return None if callback is not None and way == "whole" else way
+
+    @torch.no_grad()
+    def memory(self, batch: int, cond: Any = None, negative: Any = None) -> Memory:
+        """What a run of `batch` samples takes of the device's memory, by an estimate: the run is
+        gone through on tensors without data, nothing is computed.
+
+        Args:
+            cond, negative: as in a call, for ONE sample (batch 1); None for the null condition.
+        """
+        if batch < 1:
+            raise ValueError(f"batch is {batch}, but it should be 1 or more")
+        return self._estimate(self._bind(cond, negative, 1), batch)
+
+    def _estimate(self, one: Conditions, batch: int) -> Memory:
+        mode = self._mode(batch)  # another stream holds what the same one would
+        passes = self._passes["batched" if mode == "beside" else mode]
+        known = (self.shape, self.dtype)
+        graph = self._graphs is not None
+        nets = self._nets.values()
+        return estimate(self.plan, passes, one, batch, nets, *known, self.model.outputs, graph)
+
+    def _what_fits(self, inputs: Inputs, padded: int) -> str:
+        """The error of a capture that does not fit."""
+        assert self._graphs is not None
+        batch, one = len(inputs.seeds) + padded, first_sample(inputs.conditions)
+        small, large = self._estimate(one, 1), self._estimate(one, batch)
+        free = self._graphs.recorder.free()
+        fits = min(largest_batch(small, large, batch, free), batch - 1)
+        advice = f"{fits} samples may fit" if fits else "not even one sample may fit"
+        return (
+            f"a captured run of {batch} samples does not fit: it takes about "
+            f"{large.run / 2**20:.0f} MiB beside the weights, {free / 2**20:.0f} MiB are free; "
+            f"by the estimate {advice}"
+        )
 
     def _drawn(self, own: Any) -> Callable[[Tensor], Any] | None:
         """The random condition beside the network's own, where the guidance has one."""
@@ -284,8 +380,11 @@ class Sampler:
             )
             with self._lock:
                 self._measured[batch] = min(seconds, key=lambda mode: seconds[mode])
+            if logging_on():
+                milliseconds = {mode: 1e3 * each for mode, each in seconds.items()}
+                log("warmup", batch=batch, mode=self._measured[batch], milliseconds=milliseconds)
             if self._graphs is not None:
-                self._captured.add(batch)
+                self._sizes.add(batch)
                 noughts = torch.zeros(batch, dtype=torch.int64, device=self.device)
                 self._run(self.plan, Inputs(one.repeated(batch), noughts))
         return dict(self._measured)
@@ -343,7 +442,7 @@ class Sampler:
         for i, request in enumerate(requests):
             one = samples[i : i + 1]
             try:
-                _check_finite(plan, one, first_bad[i : i + 1], bad_gradient, seeds[i : i + 1])
+                check_finite(plan, one, first_bad[i : i + 1], bad_gradient, seeds[i : i + 1])
             except NonFiniteError as error:
                 request.future.set_exception(error)
             else:
@@ -407,7 +506,7 @@ def sample(
     negative: Any = None,
     spacing: Configured[Levels] | str | None = None,
     levels: Levels | None = None,
-    clamp: float | tuple[float, float] | DynamicThreshold | None = None,
+    clamp: Clamp = None,
     dtype: torch.dtype | None = None,
     shape: Sequence[int] | None = None,
     device: torch.device | str | None = None,
@@ -419,98 +518,3 @@ def sample(
     """Sample once, fp32 `[B, *shape]`: `Sampler(...)` and one call of it; see there."""
     sampler = Sampler(model, guidance, solver, steps, spacing, levels, clamp, dtype, shape, device)
     return sampler(cond, seeds, negative, noise, step_noise, callback, check)
-
-
-def _check_shape(model: Model, shape: Sequence[int] | None) -> tuple[int, ...]:
-    chosen = model.shape if shape is None else tuple(int(side) for side in shape)
-    if len(chosen) != len(model.shape) or chosen[0] != model.shape[0] or min(chosen) < 1:
-        raise ValueError(f"shape is {chosen}, but the model samples {model.shape}")
-    check = getattr(model.net, "check_shape", None)
-    if check is not None:
-        check(chosen)
-    return chosen
-
-
-def _device_of(model: Model, device: torch.device | str | None) -> torch.device:
-    parameter = model.parameter
-    if parameter is None:
-        return torch.device(device or "cpu")
-    if device is not None and torch.device(device).type != parameter.device.type:
-        raise ValueError(f"device is {device}, but the network is on {parameter.device}")
-    return parameter.device
-
-
-def _net_as(model: Model, dtype: torch.dtype | None) -> tuple[Any, torch.dtype]:
-    if dtype is not None and dtype not in _DTYPES:
-        raise ValueError(f"dtype is {dtype}, but it should be fp32, bf16 or fp16")
-    parameter = model.parameter
-    if parameter is None:
-        return model.net, dtype or torch.float32
-    if dtype is None or dtype == parameter.dtype:
-        return model.net, parameter.dtype
-    assert isinstance(model.net, nn.Module)
-    return copy.deepcopy(model.net).to(dtype), dtype
-
-
-def _others(model: Model, guidance: Guidance | None, device: torch.device) -> tuple[Other, ...]:
-    """The other networks that the guidance names, if they can take the place of `model`."""
-    terms = guidance.terms() if guidance is not None else ()
-    others = dict.fromkeys(term.branch.net for term in terms if term.branch.net is not None)
-    for other in others:
-        for name in ("shape", "process", "prediction"):
-            theirs, ours = getattr(other.model, name), getattr(model, name)
-            if theirs != ours:
-                raise ValueError(
-                    f"guidance names another model whose {name} is {theirs}, but the sampled "
-                    f"model's is {ours}"
-                )
-        both = isinstance(other.model.null, int) and isinstance(model.null, int)
-        if both and other.model.null != model.null:
-            raise ValueError(
-                f"guidance names another model of {other.model.null} classes, but the sampled "
-                f"model has {model.null}"
-            )
-        parameter = other.model.parameter
-        if parameter is not None and parameter.device != device:
-            raise ValueError(
-                f"guidance names another model on {parameter.device}, but the sampled model is on "
-                f"{device}"
-            )
-    return tuple(others)
-
-
-def _bounds(
-    clamp: float | tuple[float, float] | DynamicThreshold | None,
-) -> tuple[float, float] | DynamicThreshold | None:
-    if clamp is None or isinstance(clamp, DynamicThreshold):
-        return clamp
-    low, high = (-clamp, clamp) if isinstance(clamp, (int, float)) else clamp
-    if not low < high or math.isnan(low) or math.isnan(high):
-        raise ValueError(
-            f"clamp is {clamp!r}, but it should be a positive number or a pair low < high"
-        )
-    return float(low), float(high)
-
-
-def _check_finite(
-    plan: Plan, samples: Tensor, first_bad: Tensor, bad_gradient: Tensor, seeds: Tensor
-) -> None:
-    found = torch.cat([first_bad.long(), bad_gradient.view(1)])
-    *rows, gradient = found.tolist()  # the run's one wait for the device
-    bad = [(row, i) for i, row in enumerate(rows) if row < len(plan.rows)]
-    if not bad:
-        return
-    numbers = [0]
-    for row in plan.rows[1:]:
-        numbers.append(numbers[-1] + (row.pattern is not None))
-    row, i = min(bad)
-    pattern = plan.rows[gradient].pattern if gradient <= row else None
-    names = {b.potential.name for b in pattern.branches if b.potential} if pattern else set()
-    cause = f"; the gradient of the {' or the '.join(sorted(names))} is not" if names else ""
-    raise NonFiniteError(
-        f"{len(bad)} of {len(rows)} samples are not finite; the first is sample {i} (seed "
-        f"{int(seeds[i])}), from evaluation {numbers[row]} of {plan.evaluations} on, "
-        f"at {plan.rows[row].at}{cause}",
-        samples,
-        [numbers[r] if r < len(plan.rows) else None for r in rows],
-    )

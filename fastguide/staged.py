@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -151,6 +152,12 @@ def is_compiled(net: Any) -> bool:
     """Whether `torch.compile` made one piece of the module."""
     dynamo = sys.modules.get("torch._dynamo")  # loaded by whoever compiled something; it is heavy
     return dynamo is not None and isinstance(net, dynamo.OptimizedModule)
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Within it nothing that `torch.compile` made is compiled or used; its plain form runs."""
+    loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
 
 def run_stages(net: Staged, x: Tensor, t: Tensor, cond: Any) -> Tensor:

@@ -29,4 +29,4 @@ def evaluated(model, guidance, level, x, cond, negative=None):
         passes[pattern].inputs, *[1] * (x.ndim - 1)
     )
     with torch.no_grad():
-        return evaluate, evaluate(1, pattern, inputs, x)
+        return evaluate, evaluate(plan.at(1), pattern, inputs, x)

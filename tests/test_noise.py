@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastguide as fg
-from fastguide import reference
+from fastguide import ops, reference
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,17 @@ def test_an_element_depends_on_seed_evaluation_and_index_alone():
     assert torch.equal(fg.noise(5, (10_001,))[:, :777], fg.noise(5, (777,)))
     other = fg.noise(range(64), (3, 8, 8), evaluation=1)
     assert not torch.isclose(batch, other).flatten(1).all(1).any()
+
+
+def test_the_evaluation_may_lie_on_the_device():
+    for e in (0, 3, 2**31 + 5):
+        want = fg.noise([1, 2**62], (3, 7), e)
+        assert torch.equal(fg.noise([1, 2**62], (3, 7), torch.tensor([e])), want)
+        seeds = torch.tensor([0, 9, 2**63 - 1])
+        assert torch.equal(ops.derive_seeds(seeds, torch.tensor([e])), ops.derive_seeds(seeds, e))
+    for wrong in (torch.tensor([1.0]), torch.tensor([1, 2])):
+        with pytest.raises(ValueError, match="evaluation is torch"):
+            fg.noise(0, (3,), wrong)
 
 
 def test_moments_and_independence():
@@ -94,6 +105,7 @@ def test_errors(seeds, shape, evaluation, message):
 def test_opcheck():
     seeds = torch.tensor([3, 4])
     torch.library.opcheck(torch.ops.fastguide.noise.default, (seeds, 2, 37))
+    torch.library.opcheck(torch.ops.fastguide.noise.default, (seeds, 0, 37, torch.tensor([2])))
 
 
 def test_compiles_without_a_graph_break():

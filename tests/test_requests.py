@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError
 import exact
 import pytest
 import torch
+from recorder import captured
 from test_others import weak_dit
 from test_perturbation import dit, model_of
 
@@ -39,7 +40,8 @@ def test_a_request_is_what_it_is_alone(name):
     sampler.close()
 
 
-def test_requests_under_load():
+@pytest.mark.parametrize("graph", [False, "whole", "steps"])
+def test_requests_under_load(graph):
     """200 of them from 8 threads, with random seeds, conditions, scales and cancellations."""
     model = exact.two_classes(exact.PROCESSES["edm"])
     sizes, inner = [], model.net
@@ -49,7 +51,14 @@ def test_requests_under_load():
         return inner(x, t, cond)
 
     counted = fg.Model(net, model.process, model.prediction, model.shape, null=2)
-    sampler = fg.Sampler(counted, fg.CFG(2.0), steps=3, max_batch=8, max_wait=0.01)
+    options = {"steps": 3, "max_batch": 8, "max_wait": 0.01}
+    if graph:  # batches are filled up to one of two sizes
+        sampler = captured(counted, fg.CFG(2.0), graph=graph, **options)
+        sampler.warmup([2, 8])
+        captures, before = sampler.stats().captures, sampler.stats().samples
+        sizes.clear()
+    else:
+        sampler = fg.Sampler(counted, fg.CFG(2.0), **options)
     results, lock = [], threading.Lock()
 
     def client(number):
@@ -77,9 +86,16 @@ def test_requests_under_load():
         want = fg.sample(model, [cond], fg.CFG(scale), steps=3, seeds=[seed])[0]
         torch.testing.assert_close(future.result(60), want, rtol=1e-4, atol=1e-4)
     assert any(one[4] for one in results)
+    sampler.close()
+    if graph:
+        stats = sampler.stats()
+        assert stats.captures == captures
+        assert stats.padded > 0
+        assert stats.samples - before == sum(not one[4] for one in results)
+        assert not sizes  # replays run no Python
+        return
     assert max(sizes) <= 8
     assert max(sizes) > 1  # they were packed
-    sampler.close()
 
 
 def test_a_request_waits_no_longer_than_it_may():

@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "../philox.h"
 
@@ -15,10 +16,13 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// The evaluation is `evaluation`, or where the counter is not null what lies there.
 // One thread per Philox block of four elements, grid-stride over the sample's blocks.
 __global__ void __launch_bounds__(kThreads)
-noise_kernel(float* __restrict__ out, const int64_t* __restrict__ seeds, uint32_t evaluation,
-             int64_t batch, int64_t numel, bool aligned) {
+noise_kernel(float* __restrict__ out, const int64_t* __restrict__ seeds,
+             const int64_t* __restrict__ counter, uint32_t evaluation, int64_t batch, int64_t numel,
+             bool aligned) {
+  if (counter != nullptr) evaluation = static_cast<uint32_t>(*counter);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t sample = blockIdx.y; sample < batch; sample += gridDim.y) {
     const uint64_t seed = static_cast<uint64_t>(seeds[sample]);
@@ -39,8 +43,11 @@ noise_kernel(float* __restrict__ out, const int64_t* __restrict__ seeds, uint32_
   }
 }
 
-at::Tensor noise(const at::Tensor& seeds, int64_t evaluation, int64_t numel) {
-  TORCH_CHECK(seeds.is_contiguous() && seeds.scalar_type() == at::kLong && numel >= 0,
+at::Tensor noise(const at::Tensor& seeds, int64_t evaluation, int64_t numel,
+                 const std::optional<at::Tensor>& counter) {
+  TORCH_CHECK(seeds.is_contiguous() && seeds.scalar_type() == at::kLong && numel >= 0 &&
+                  (!counter || (counter->numel() == 1 && counter->scalar_type() == at::kLong &&
+                                counter->device() == seeds.device())),
               "noise: call fastguide.ops.noise");
   const c10::cuda::CUDAGuard guard(seeds.device());
   const int64_t batch = seeds.numel();
@@ -51,7 +58,7 @@ at::Tensor noise(const at::Tensor& seeds, int64_t evaluation, int64_t numel) {
                   static_cast<unsigned>(std::min<int64_t>(batch, 65535)));
   noise_kernel<<<grid, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
       out.mutable_data_ptr<float>(), seeds.const_data_ptr<int64_t>(),
-      static_cast<uint32_t>(evaluation), batch, numel, numel % 4 == 0);
+      counter ? counter->const_data_ptr<int64_t>() : nullptr, static_cast<uint32_t>(evaluation), batch, numel, numel % 4 == 0);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }

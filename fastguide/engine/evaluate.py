@@ -10,15 +10,15 @@ from torch import Tensor
 from fastguide import ops
 from fastguide.engine.filters import high_pass
 from fastguide.engine.gradient import Graph, potential_gradient
-from fastguide.engine.latch import Latch
+from fastguide.engine.latch import Latches
 from fastguide.engine.pattern import Pattern
-from fastguide.engine.plan import Fact, Row
+from fastguide.engine.plan import At, Fact, Row
 from fastguide.engine.predict import Predict
 from fastguide.engine.project import Products, projected_weights
 from fastguide.guidance.base import POSITIVE, Branch
 from fastguide.guidance.modifiers import Rectified
 from fastguide.guidance.potential import Potential
-from fastguide.table import Column, Extra
+from fastguide.table import Column
 
 VARIANCE = Branch("cond", head=1)  # the second part of the output, whatever it means
 
@@ -40,56 +40,84 @@ class Combination:
 
 EMPTY = Combination([])
 
+Kept = dict[tuple[str, Branch, str], Tensor]  # what, of which branch, called what
+
 
 class Evaluate:
-    """The evaluations of one run, in order: `evaluate(e, pattern, x, state)`.
+    """The evaluations of one run, in order: `evaluate(at, pattern, x, state)`.
 
     Args:
         predict: the passes of the run.
+        kept: what earlier evaluations left, of another object's `kept`; what is absent counts as
+            zeros.
     """
 
-    def __init__(self, predict: Predict) -> None:
+    def __init__(self, predict: Predict, kept: Kept | None = None) -> None:
         self.plan, self.predict = predict.plan, predict
         self.deltas: dict[Branch, Tensor] = {}  # what is held
         self.momenta: dict[Branch, Tensor] = {}
         self.memory: dict[Branch, dict[str, Tensor]] = {}
-        self.latches: dict[Branch, Latch] = {}
+        self.latches = Latches()
         plan = self.plan
         self.weights = plan.weights
+        if kept is not None:
+            self._restore(kept)
+            return
         if plan.projects:
-            self.weights = plan.weights.expand(-1, predict.seeds.shape[0], -1).contiguous()
-        self.bad_gradient = torch.full_like(plan.index[0], len(plan.rows))
+            copies = plan.weights.expand(-1, predict.seeds.shape[0], -1)
+            self.weights = copies.clone(memory_format=torch.contiguous_format)
+        self.bad_gradient = torch.full_like(plan.at(0).index, len(plan.rows))
+
+    @property
+    def kept(self) -> Kept:
+        """All that evaluations leave to later ones and to the run."""
+        found: Kept = {("bad_gradient", POSITIVE, ""): self.bad_gradient}
+        if self.plan.projects:
+            found["weights", POSITIVE, ""] = self.weights
+        if self.predict.factor is not None:
+            found["factor", POSITIVE, ""] = self.predict.factor
+        found |= {("delta", branch, ""): delta for branch, delta in self.deltas.items()}
+        found |= {("momentum", branch, ""): now for branch, now in self.momenta.items()}
+        for branch, memory in self.memory.items():
+            found |= {("memory", branch, name): tensor for name, tensor in memory.items()}
+        return found
+
+    def _restore(self, kept: Kept) -> None:
+        """Go on from what was `kept`."""
+        self.bad_gradient = kept["bad_gradient", POSITIVE, ""]
+        self.weights = kept.get(("weights", POSITIVE, ""), self.plan.weights)
+        self.predict.factor = kept.get(("factor", POSITIVE, ""))
+        for (what, branch, name), tensor in kept.items():
+            if what == "delta":
+                self.deltas[branch] = tensor
+            elif what == "momentum":
+                self.momenta[branch] = tensor
+            elif what == "memory":
+                self.memory.setdefault(branch, {})[name] = tensor
 
     def pattern(self, row: Row) -> Pattern | None:
         """The pattern of the plan's row, less what adaptive guidance has ended by now."""
-        planned = row.pattern
-        if planned is None or not self.latches or row.extra == Extra.NEGATIVE:
-            return planned
-        latching = set(planned.branches) - set(planned.settled.branches)
-        if latching and all(b in self.latches and self.latches[b].closed for b in latching):
-            return planned.settled
-        return planned
+        return self.latches.pattern(row)
 
-    def __call__(self, e: int, pattern: Pattern, x: Tensor, state: Tensor) -> Combination:
+    def __call__(self, at: At, pattern: Pattern, x: Tensor, state: Tensor) -> Combination:
         """The deltas of all branches, and what combines them.
 
         Args:
-            e: the plan's row.
+            at: the plan's row.
             x: the network's input, `[inputs B, *shape]`.
             state: x in fp32 and unscaled, `[B, *shape]`.
 
         Raises:
             ValueError: a network or a potential returns what it should not.
         """
-        view = self.plan.views[e]
-        facts, row = view.facts, view.table
+        facts, row = at.facts, at.table
         graph = Graph(facts, row, state.shape[1]) if pattern.graph else None
-        parts = self.predict(e, pattern, x, state, graph)
-        weights = self._planned(e, pattern)
+        parts = self.predict(at, pattern, x, state, graph)
+        weights = _planned(at, pattern)
         positive = parts[POSITIVE]
         branches, deltas, factored, shift = [positive], 0, 0, None
         for k, branch in enumerate(pattern.branches[1:], 1):
-            tensor, given = self._delta(e, pattern, branch, parts, x, state, graph)
+            tensor, given = self._delta(at, pattern, branch, parts, x, state, graph)
             if branch.potential is not None and branch.potential.mean:
                 weight = weights[:, 1 + k].view(-1, *[1] * (state.ndim - 1))
                 shift = weight * tensor if shift is None else shift + weight * tensor
@@ -112,13 +140,13 @@ class Evaluate:
         if graph is not None:
             graph.release()
         factor = self.predict.factor if factored else None
-        self._weigh(e, pattern, weights, branches, deltas, factor, factored, state)
+        self._weigh(at, pattern, weights, branches, deltas, factor, factored, state)
         variance = parts.get(VARIANCE)
         return Combination(branches, self.weights, deltas, factor, factored, variance, shift)
 
     def _delta(
         self,
-        e: int,
+        at: At,
         pattern: Pattern,
         branch: Branch,
         parts: dict[Branch, Tensor],
@@ -130,7 +158,7 @@ class Evaluate:
         if branch in pattern.held:
             return self.deltas[branch.delta], True
         if branch.potential is not None:
-            delta = self._gradient(e, branch.potential, x, state, parts[POSITIVE], graph)
+            delta = self._gradient(at, branch.potential, x, state, parts[POSITIVE], graph)
             if branch.every > 1:
                 self.deltas[branch.delta] = delta
             return delta, True
@@ -141,7 +169,7 @@ class Evaluate:
 
     def _gradient(
         self,
-        e: int,
+        at: At,
         potential: Potential,
         x: Tensor,
         state: Tensor,
@@ -149,21 +177,21 @@ class Evaluate:
         graph: Graph | None,
     ) -> Tensor:
         """The delta that a potential makes: its gradient, in the network's prediction space."""
-        facts, batch = self.plan.facts[e], state.shape[0]
+        facts, batch = at.facts, state.shape[0]
         inputs = x[:batch].to(self.predict.dtype)
         gradient = potential_gradient(
             potential,
             inputs,
-            self.plan.times[e].expand(batch),
+            at.time.expand(batch),
             self.predict.conditions.target if potential.targets else None,
             state,
             prediction,
             facts,
-            self.plan.table[e],
+            at.table,
             graph,
         )
         finite = gradient.isfinite().all()
-        now = torch.where(finite, self.bad_gradient, self.plan.index[e])
+        now = torch.where(finite, self.bad_gradient, at.index)
         self.bad_gradient = torch.minimum(self.bad_gradient, now)
         return gradient if potential.mean else facts[Fact.GAIN] * gradient
 
@@ -179,18 +207,9 @@ class Evaluate:
         self.momenta[branch] = now
         return now / row[Column.OF_PREDICTION]
 
-    def _planned(self, e: int, pattern: Pattern) -> Tensor:
-        """The plan's weights `[B or 1, 1 + K]` of what is left of its pattern."""
-        weights, planned = self.plan.views[e].weights, self.plan.rows[e].pattern
-        if pattern is planned:
-            return weights
-        assert planned is not None
-        columns = [1 + planned.branches.index(branch) for branch in pattern.branches]
-        return torch.stack([weights[:, column] for column in (0, *columns)], dim=1)
-
     def _weigh(
         self,
-        e: int,
+        at: At,
         pattern: Pattern,
         planned: Tensor,
         branches: list[Tensor],
@@ -200,19 +219,37 @@ class Evaluate:
         state: Tensor,
     ) -> None:
         """Write this evaluation's weights, where they are not the plan's."""
-        if pattern is not self.plan.rows[e].pattern:
-            self.weights[e, :, : planned.shape[1]] = planned
+        if pattern is not at.row.pattern:
+            self._write(at, planned)
         if not pattern.projects:
             return
-        row = self.plan.table[e]
+        row = at.table
         base = row[Column.OF_X : Column.OF_PREDICTION + 1]
         gram = ops.gram(state, branches, base, deltas, factor, factored)
         products = Products(gram, row[Column.OF_PREDICTION], state[0].numel())
         weights = projected_weights(pattern, products, planned, self.memory)
-        self.weights[e, :, : weights.shape[1]] = weights
+        self._write(at, weights)
         for branch, kept in self.memory.items():
             if "off" in kept:
-                self.latches.setdefault(branch, Latch()).show(kept["off"])
+                self.latches.show(branch, kept["off"])
+
+    def _write(self, at: At, weights: Tensor) -> None:
+        """The row's weights, its first columns: those of the branches there are."""
+        rows = self.weights[:, :, : weights.shape[1]]
+        if isinstance(at.number, int):
+            rows[at.number] = weights
+        else:
+            rows.index_copy_(0, at.number, weights.to(rows.dtype).expand(rows.shape[1:])[None])
+
+
+def _planned(at: At, pattern: Pattern) -> Tensor:
+    """The plan's weights `[B or 1, 1 + K]` of what is left of its pattern."""
+    planned = at.row.pattern
+    if pattern == planned:
+        return at.weights
+    assert planned is not None
+    columns = [1 + planned.branches.index(branch) for branch in pattern.branches]
+    return torch.stack([at.weights[:, column] for column in (0, *columns)], dim=1)
 
 
 def _delta(positive: Tensor, tensor: Tensor, given: bool) -> Tensor:

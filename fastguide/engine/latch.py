@@ -5,6 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastguide.engine.pattern import Pattern
+from fastguide.engine.plan import Row
+from fastguide.guidance.base import Branch
+from fastguide.table import Extra
+
+
+def capturing(tensor: Tensor) -> bool:
+    """Whether what runs now on the tensor's device is captured, so that it has no values yet."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
 
 class Latch:
     """Closed some time after the tensors that it is shown are all true, and from then on."""
@@ -18,11 +28,11 @@ class Latch:
         """Look at `off`, a bool tensor: at once on a CPU; on a GPU a copy is begun, which is read
         when it has arrived.
         """
-        if self._closed:
+        if self._closed or capturing(off) or type(off) is not Tensor:  # a tensor without data
             return
         if not off.is_cuda:
             self._closed = bool(off.all())
-        elif self._event is None and not torch.cuda.is_current_stream_capturing():
+        elif self._event is None:
             self._seen = torch.empty((), dtype=torch.bool, pin_memory=True)
             self._seen.copy_(off.all(), non_blocking=True)
             self._event = torch.cuda.Event()
@@ -35,3 +45,34 @@ class Latch:
             assert self._seen is not None
             self._closed, self._event = self._closed or bool(self._seen), None
         return self._closed
+
+
+class Latches:
+    """One for each branch that adaptive guidance may end."""
+
+    def __init__(self) -> None:
+        self._of: dict[Branch, Latch] = {}
+
+    def show(self, branch: Branch, off: Tensor) -> None:
+        """Look at which samples the branch is off for, bool `[B]`."""
+        self._of.setdefault(branch, Latch()).show(off)
+
+    def pattern(self, row: Row) -> Pattern | None:
+        """The row's pattern, less what adaptive guidance has ended by now."""
+        if row.pattern is not None and self.ended(row):
+            return row.pattern.settled
+        return row.pattern
+
+    def ended(self, row: Row) -> bool:
+        """Whether the row has branches that may end, and all have."""
+        if not self._of:
+            return False
+        branches = ending(row)
+        return bool(branches) and all(b in self._of and self._of[b].closed for b in branches)
+
+
+def ending(row: Row) -> frozenset[Branch]:
+    """The branches of the row that adaptive guidance may end: none where its update reads one."""
+    if row.pattern is None or row.extra == Extra.NEGATIVE:
+        return frozenset()
+    return frozenset(row.pattern.branches) - frozenset(row.pattern.settled.branches)

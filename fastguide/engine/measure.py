@@ -45,7 +45,7 @@ def measure_rows(
         evaluate = Evaluate(Predict(plan, passes, conditions, seeds, dtype, outputs))
         x = torch.zeros((passes[pattern].inputs * batch, *shape), device=seeds.device, dtype=dtype)
 
-        calls[mode] = partial(evaluate, e, pattern, x, state)
+        calls[mode] = partial(evaluate, plan.at(e), pattern, x, state)
     times: dict[RowMode, list[float]] = {mode: [] for mode in calls}
     for _ in range(1 + ROUNDS):
         for mode, call in calls.items():

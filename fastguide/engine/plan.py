@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,14 +62,26 @@ class Row:
     input_scale: float
 
 
-class View(NamedTuple):
-    """Row number `evaluation` of a plan's tensors; `time` is its Fact.TIME."""
+@dataclass(frozen=True)
+class At:
+    """One row of a plan: what is static, and its numbers on the device.
 
-    evaluation: Tensor
+    Args:
+        number: the index of the row, an int or an int64 tensor `[1]` on the device.
+        index: the same, an int64 scalar tensor, for the kernels.
+        table, weights, time, nag, facts: the row of these tensors of the plan.
+        ratio: `Fact.TIME` of the facts.
+    """
+
+    row: Row
+    number: int | Tensor
+    index: Tensor
     table: Tensor
     weights: Tensor
-    facts: Tensor
     time: Tensor
+    nag: Tensor
+    facts: Tensor
+    ratio: Tensor
 
 
 @dataclass(frozen=True)
@@ -101,11 +112,17 @@ class Plan:
     batch: int | None
     threshold: DynamicThreshold | None = None
 
+    def at(self, e: int) -> At:
+        """Row `e`, in views that are made once: indexing a tensor costs the host more than all of
+        them at once.
+        """
+        return self._views[e]
+
     @cached_property
-    def views(self) -> tuple[View, ...]:
-        """Its rows: indexing a tensor costs the host more than all of them at once."""
-        parts = (self.index, self.table, self.weights, self.facts, self.facts[:, Fact.TIME])
-        return tuple(View(*row) for row in zip(*(part.unbind() for part in parts), strict=True))
+    def _views(self) -> list[At]:
+        tensors = (self.index, self.table, self.weights, self.times, self.nag, self.facts)
+        views = zip(*(one.unbind() for one in (*tensors, self.facts[:, Fact.TIME])), strict=True)
+        return [At(row, e, *one) for e, (row, one) in enumerate(zip(self.rows, views, strict=True))]
 
     @property
     def learned(self) -> bool:

@@ -13,7 +13,7 @@ from fastguide import ops
 from fastguide.engine.evaluate import EMPTY, Combination, Evaluate
 from fastguide.engine.passes import Conditions, Passes
 from fastguide.engine.pattern import Pattern
-from fastguide.engine.plan import PREVIEW, Plan, Row
+from fastguide.engine.plan import PREVIEW, At, Plan, Row
 from fastguide.engine.predict import Predict
 from fastguide.process import Level
 from fastguide.table import Column, matrix
@@ -73,11 +73,8 @@ def run(
     Raises:
         ValueError: the network returns a wrong shape or dtype.
     """
-    device, batch = inputs.seeds.device, inputs.seeds.shape[0]
-    state = torch.empty((len(plan.slots), batch, *shape), device=device)
-    copies = max(one.inputs for one in passes.values())
-    buffer = torch.empty((copies * batch, *shape), device=device, dtype=dtype)
-    first_bad = torch.full((batch,), len(plan.rows), dtype=torch.int32, device=device)
+    batch = inputs.seeds.shape[0]
+    state, buffer, first_bad = buffers(plan, passes, inputs.seeds, shape, dtype)
     evaluate = Evaluate(Predict(plan, passes, inputs.conditions, inputs.seeds, dtype, outputs))
     given = iter(inputs.step_noise or ())
     evaluation = 0
@@ -86,17 +83,17 @@ def run(
         combined = EMPTY
         if pattern is not None:
             x = buffer[: passes[pattern].inputs * batch]
-            if _aliases(plan.rows[e - 1], passes[pattern], dtype):
+            if aliases(plan.rows[e - 1], passes[pattern], dtype):
                 x = state[0]
-            combined = evaluate(e, pattern, x, state[0])
+            combined = evaluate(plan.at(e), pattern, x, state[0])
         pattern = evaluate.pattern(plan.rows[e + 1]) if e + 1 < len(plan.rows) else None
         net_input = None
-        if pattern is not None and not _aliases(row, passes[pattern], dtype):
+        if pattern is not None and not aliases(row, passes[pattern], dtype):
             net_input = buffer[: passes[pattern].inputs * batch]
         noise = None
         if row.draws:
             noise = inputs.noise if e == 0 else next(given, None) if inputs.step_noise else None
-        update(plan, e, state, combined, first_bad, inputs.seeds, noise, net_input)
+        update(plan, plan.at(e), state, combined, first_bad, inputs.seeds, noise, net_input)
         if callback is not None and row.at is not None:
             evaluation += 1
             denoised = state[plan.slots.index(PREVIEW)]
@@ -104,9 +101,28 @@ def run(
     return state[0], first_bad, evaluate.bad_gradient
 
 
+def buffers(
+    plan: Plan,
+    passes: Mapping[Pattern, Passes],
+    seeds: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a run works on: the slots fp32 `[slots, B, *shape]`, the network's input for the pattern
+    of most copies, and int32 `[B]`, the number of rows: no sample is bad yet.
+    """
+    device, batch = seeds.device, seeds.shape[0]
+    copies = max(one.inputs for one in passes.values())
+    return (
+        torch.empty((len(plan.slots), batch, *shape), device=device),
+        torch.empty((copies * batch, *shape), device=device, dtype=dtype),
+        torch.full((batch,), len(plan.rows), dtype=torch.int32, device=device),
+    )
+
+
 def update(
     plan: Plan,
-    e: int,
+    at: At,
     state: Tensor,
     combined: Combination,
     first_bad: Tensor,
@@ -114,22 +130,25 @@ def update(
     noise: Tensor | None = None,
     net_input: Tensor | None = None,
 ) -> None:
-    """Row `e` of the plan: one `step` of the slots `state`, with what its evaluation gave."""
-    row, view = plan.rows[e], plan.views[e]
+    """A row of the plan: one `step` of the slots `state`, with what its evaluation gave."""
+    row = at.row
     variance = combined.variance if row.learned else None
     if row.draws and combined.shift is not None:
-        noise = _shifted(plan, e, noise, seeds, variance, combined.shift)
+        noise = _shifted(plan, at, noise, seeds, variance, combined.shift)
     weights = plan.weights if combined.weights is None else combined.weights
     how = (combined.deltas, combined.factor, combined.factored)
     bound = None
     if combined.branches and plan.threshold is not None:
-        bound = plan.threshold.bounds(state[0], combined.branches, weights[e], plan.table[e], *how)
+        now = at.weights
+        if combined.weights is not None:
+            now = combined.weights.index_select(0, at.index)[0]
+        bound = plan.threshold.bounds(state[0], combined.branches, now, at.table, *how)
     ops.step(
         state,
         combined.branches,
         weights,
         plan.table,
-        view.evaluation,
+        at.index,
         first_bad,
         seeds=seeds if row.draws and noise is None else None,
         noise=noise,
@@ -147,21 +166,21 @@ def update(
 
 def _shifted(
     plan: Plan,
-    e: int,
+    at: At,
     noise: Tensor | None,
     seeds: Tensor,
     variance: Tensor | None,
     shift: Tensor,
 ) -> Tensor:
     """The update's noise, its mean moved so that x moves by the noise's variance times `shift`."""
-    row = plan.table[e]
+    row = at.table
     std = matrix(row)[0, len(plan.slots) + 1]
     if variance is not None:
         std = std * (row[Column.SPREAD] * variance.float()).exp()
-    drawn = ops.noise(seeds, shift.shape[1:], e) if noise is None else noise
+    drawn = ops.noise(seeds, shift.shape[1:], at.number) if noise is None else noise
     return (drawn + std * shift).contiguous()
 
 
-def _aliases(before: Row, passes: Passes, dtype: torch.dtype) -> bool:
+def aliases(before: Row, passes: Passes, dtype: torch.dtype) -> bool:
     """Whether the network can read x itself: one fp32 block of rows, unscaled."""
     return passes.inputs == 1 and dtype == torch.float32 and before.input_scale == 1.0

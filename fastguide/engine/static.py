@@ -1,8 +1,8 @@
-"""A run's inputs as one pytree of batch-first tensors, for graphs."""
+"""A run's inputs as one pytree of tensors, for graphs: also all numbers of its plan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fastguide.engine.passes import Conditions, Passes
-from fastguide.engine.pattern import Pattern
+from fastguide.engine.passes import Conditions
 from fastguide.engine.plan import Plan
 from fastguide.engine.run import Inputs
 
-Rebuild = Callable[[Any, Mapping[Pattern, Passes]], tuple[Plan, Mapping[Pattern, Passes], Inputs]]
+Rebuild = Callable[[Any], tuple[Plan, Inputs]]
+NUMBERS = ("table", "times", "facts", "index")  # of a plan, the same for all samples
 
 
 def as_tree(
     plan: Plan, inputs: Inputs, drawn: Callable[[Any], Any], padded: int = 0
 ) -> tuple[Any, Rebuild]:
     """(tree, rebuild): all that changes from run to run, filled up with `padded` copies of the
-    last sample, and what makes a run's first arguments of such a tree.
+    last sample, and what makes a run's first arguments of such a tree, without a copy.
 
     Args:
         drawn: the random condition beside the network's own condition.
@@ -35,27 +35,29 @@ def as_tree(
         "seeds": inputs.seeds,
         "noise": inputs.noise,
         "step_noise": None if inputs.step_noise is None else list(inputs.step_noise),
-        "weights": plan.weights.expand(-1, batch, -1).transpose(0, 1),
-        "nag": plan.nag.expand(-1, batch).transpose(0, 1),
+    }
+    tree = {
+        **tree_map(lambda leaf: _longer(leaf, padded), first),
+        **{name: getattr(plan, name) for name in NUMBERS},
+        "weights": _longer(plan.weights.expand(-1, batch, -1), padded, 1),
+        "nag": _longer(plan.nag.expand(-1, batch), padded, 1),
     }
 
-    def rebuild(
-        tree: Any, passes: Mapping[Pattern, Passes]
-    ) -> tuple[Plan, Mapping[Pattern, Passes], Inputs]:
+    def rebuild(tree: Any) -> tuple[Plan, Inputs]:
         fixed = dict(zip(nets, tree["conds"], strict=True))
         bound = Conditions(fixed, drawn(fixed[None]["cond"]), tree["target"])
-        weights = tree["weights"].transpose(0, 1).contiguous()
-        nag = tree["nag"].transpose(0, 1).contiguous()
+        numbers = {name: tree[name] for name in (*NUMBERS, "weights", "nag")}
         given = Inputs(bound, tree["seeds"], tree["noise"], tree["step_noise"])
-        return replace(plan, weights=weights, nag=nag), passes, given
+        return replace(plan, **numbers), given
 
-    return tree_map(lambda leaf: _longer(leaf, padded), first), rebuild
+    return tree, rebuild
 
 
-def _longer(leaf: Any, by: int) -> Any:
+def _longer(leaf: Any, by: int, dim: int = 0) -> Any:
     if by == 0 or not isinstance(leaf, Tensor):
         return leaf
-    return torch.cat([leaf, leaf[-1:].expand(by, *leaf.shape[1:])])
+    last = leaf.narrow(dim, leaf.shape[dim] - 1, 1)
+    return torch.cat([leaf, *[last] * by], dim)
 
 
 def padding(batch: int, sizes: set[int]) -> int:

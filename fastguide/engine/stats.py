@@ -22,7 +22,8 @@ class Stats:
         rows_skipped: those that schedules, intervals and held deltas left out.
         stage_rows: rows times stages that were computed.
         stage_rows_shared: those that rows have in common with others, and that ran once.
-        captures, replays: of CUDA graphs.
+        captures, replays: of CUDA graphs, by all samplers that share them.
+        fallbacks: runs that were eager as their capture did not fit.
     """
 
     runs: int = 0
@@ -35,6 +36,7 @@ class Stats:
     stage_rows_shared: int = 0
     captures: int = 0
     replays: int = 0
+    fallbacks: int = 0
 
     def add(self, plan: Plan, passes: Mapping[Pattern, Passes], batch: int, padded: int) -> None:
         """One run of `batch` samples and `padded` more."""

@@ -67,10 +67,11 @@ class Projection(Protocol):
 
     `contribution(gram, k, weight, memory)` returns coefficients `[B, n]` of what is added to the
     positive prediction, for delta k with weight `[B]`; `memory` is the run's own, for what a
-    projection must keep from one evaluation to the next. An x0 among the coefficients stands for
-    itself: it is added to the denoised image. `momentum`, where it is not 0, is added up first:
-    the delta is `m = b delta + momentum m_previous` in the denoised image. One that `latches` keeps
-    in `memory["off"]`, bool `[B]`, which samples its contribution is 0 for from now on.
+    projection must keep from one evaluation to the next; what is absent from it counts as zeros. An
+    x0 among the coefficients stands for itself: it is added to the denoised image. `momentum`,
+    where it is not 0, is added up first: the delta is `m = b delta + momentum m_previous` in the
+    denoised image. One that `latches` keeps in `memory["off"]`, bool `[B]`, which samples its
+    contribution is 0 for from now on.
     """
 
     @property

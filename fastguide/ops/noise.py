@@ -33,20 +33,25 @@ def as_seeds(seeds: int | Iterable[int] | Tensor, device: torch.device | str = "
 def noise(
     seeds: int | Iterable[int] | Tensor,
     shape: Sequence[int],
-    evaluation: int = 0,
+    evaluation: int | Tensor = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Standard normal noise, fp32 `[B, *shape]`, sample i from `seeds[i]` alone.
 
     The value of an element depends on (seed, evaluation, its index in the sample) and on nothing
     else: not on the batch, the rank of `shape`, or the device (Philox4x32-10 and Box-Muller).
-    `evaluation` 0 is the start of a sample; the k-th update of a run, k = 1, 2, ..., draws k.
+    `evaluation` 0 is the start of a sample; the k-th update of a run, k = 1, 2, ..., draws k. An
+    int64 tensor of one element is read on the device.
     """
     if device is None:
         device = seeds.device if isinstance(seeds, Tensor) else "cpu"
     if any(int(side) < 1 for side in shape):
         raise ValueError(f"shape is {tuple(shape)}, but every side should be 1 or more")
-    if not 0 <= evaluation <= _STREAM:
+    counter = evaluation if isinstance(evaluation, Tensor) else None
+    if counter is not None:
+        _check_counter(counter, torch.device(device))
+        evaluation = 0
+    elif not 0 <= evaluation <= _STREAM:
         raise ValueError(f"evaluation is {evaluation}, but it should lie in [0, 2^32)")
     if torch.device(device).type == "cuda" and build_info()["cuda"] is None:
         raise RuntimeError(
@@ -54,18 +59,34 @@ def noise(
             "`fastguide info` says how to get them"
         )
     rows = as_seeds(seeds, device)
-    return torch.ops.fastguide.noise(rows, evaluation, math.prod(shape)).reshape(-1, *shape)
+    return torch.ops.fastguide.noise(rows, evaluation, math.prod(shape), counter).reshape(
+        -1, *shape
+    )
 
 
-def derive_seeds(seeds: Tensor, evaluation: int) -> Tensor:
+def _check_counter(counter: Tensor, device: torch.device) -> None:
+    alike = counter.device.type == device.type and device.index in (None, counter.device.index)
+    if counter.numel() != 1 or counter.dtype != torch.int64 or not alike:
+        raise ValueError(
+            f"evaluation is {counter.dtype} of shape {tuple(counter.shape)} on {counter.device}, "
+            f"but a tensor should be one int64 on {device}"
+        )
+
+
+def derive_seeds(seeds: Tensor, evaluation: int | Tensor) -> Tensor:
     """Other seeds int64 `[B]`, each from (seed, evaluation) alone, for what is drawn beside the
-    noise of the update (SplitMix64's finaliser; Steele et al. 2014).
+    noise of the update (SplitMix64's finaliser; Steele et al. 2014). The evaluation is an int, or
+    an int64 tensor of one element.
     """
 
     def shifted(z: Tensor, bits: int) -> Tensor:
         return z ^ ((z >> bits) & ((1 << (64 - bits)) - 1))
 
-    z = seeds + _signed((evaluation + 1) * 0x9E3779B97F4A7C15)
+    golden = 0x9E3779B97F4A7C15
+    if isinstance(evaluation, Tensor):  # the same sum, as int64 wraps around
+        z = seeds + (evaluation + 1) * _signed(golden)
+    else:
+        z = seeds + _signed((evaluation + 1) * golden)
     z = shifted(z, 30) * _signed(0xBF58476D1CE4E5B9)
     z = shifted(z, 27) * _signed(0x94D049BB133111EB)
     return shifted(z, 31) & (2**63 - 1)
@@ -77,5 +98,7 @@ def _signed(word: int) -> int:
 
 
 @torch.library.register_fake("fastguide::noise")
-def _noise_fake(seeds: Tensor, evaluation: int, numel: int) -> Tensor:
+def _noise_fake(
+    seeds: Tensor, evaluation: int, numel: int, counter: Tensor | None = None
+) -> Tensor:
     return seeds.new_empty((seeds.shape[0], numel), dtype=torch.float32)

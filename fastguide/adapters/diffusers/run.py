@@ -168,7 +168,7 @@ class Run:
         scale, state = planned.scales[self.row], x.narrow(0, 0, batch).float()
         state = state if scale == 1.0 else state / scale
         x = x.to(self._evaluate.predict.dtype)
-        self._combined = self._evaluate(self.row, pattern, x, state)
+        self._combined = self._evaluate(planned.plan.at(self.row), pattern, x, state)
 
     def start(self, device: torch.device, timestep: Any = None) -> Planned:
         """The plan of this run; where there is none yet, from the scheduler's begin on, which is
@@ -331,7 +331,8 @@ class Run:
         if plan.rows[e].draws:
             noise = self.net.unpack(draw()[: self.batch]).float().contiguous()
         assert self._predict is not None
-        update(plan, e, self._state, self._combined, self._unread, self._predict.seeds, noise)
+        known = (self._combined, self._unread, self._predict.seeds, noise)
+        update(plan, plan.at(e), self._state, *known)
         self._combined = EMPTY
         self.row += 1
         alpha = alphas[self.row]

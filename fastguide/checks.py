@@ -1,0 +1,77 @@
+"""What a sampler is given, checked and made ready once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastguide.guidance.base import Guidance, Other
+from fastguide.model import Model
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_shape(model: Model, shape: Sequence[int] | None) -> tuple[int, ...]:
+    """The shape of one sample, the model's where None is given."""
+    chosen = model.shape if shape is None else tuple(int(side) for side in shape)
+    if len(chosen) != len(model.shape) or chosen[0] != model.shape[0] or min(chosen) < 1:
+        raise ValueError(f"shape is {chosen}, but the model samples {model.shape}")
+    check = getattr(model.net, "check_shape", None)
+    if check is not None:
+        check(chosen)
+    return chosen
+
+
+def device_of(model: Model, device: torch.device | str | None) -> torch.device:
+    """Where to run: where the network is."""
+    parameter = model.parameter
+    if parameter is None:
+        return torch.device(device or "cpu")
+    wanted = parameter.device if device is None else torch.device(device)
+    if wanted.type != parameter.device.type or wanted.index not in (None, parameter.device.index):
+        raise ValueError(f"device is {device}, but the network is on {parameter.device}")
+    return parameter.device
+
+
+def net_as(model: Model, dtype: torch.dtype | None) -> tuple[Any, torch.dtype]:
+    """The network of that dtype, a copy where its own differs, and the dtype."""
+    if dtype is not None and dtype not in _DTYPES:
+        raise ValueError(f"dtype is {dtype}, but it should be fp32, bf16 or fp16")
+    parameter = model.parameter
+    if parameter is None:
+        return model.net, dtype or torch.float32
+    if dtype is None or dtype == parameter.dtype:
+        return model.net, parameter.dtype
+    assert isinstance(model.net, nn.Module)
+    return copy.deepcopy(model.net).to(dtype), dtype
+
+
+def others_of(model: Model, guidance: Guidance | None, device: torch.device) -> tuple[Other, ...]:
+    """The other networks that the guidance names, if they can take the place of `model`."""
+    terms = guidance.terms() if guidance is not None else ()
+    others = dict.fromkeys(term.branch.net for term in terms if term.branch.net is not None)
+    for other in others:
+        for name in ("shape", "process", "prediction"):
+            theirs, ours = getattr(other.model, name), getattr(model, name)
+            if theirs != ours:
+                raise ValueError(
+                    f"guidance names another model whose {name} is {theirs}, but the sampled "
+                    f"model's is {ours}"
+                )
+        both = isinstance(other.model.null, int) and isinstance(model.null, int)
+        if both and other.model.null != model.null:
+            raise ValueError(
+                f"guidance names another model of {other.model.null} classes, but the sampled "
+                f"model has {model.null}"
+            )
+        parameter = other.model.parameter
+        if parameter is not None and parameter.device != device:
+            raise ValueError(
+                f"guidance names another model on {parameter.device}, but the sampled model is on "
+                f"{device}"
+            )
+    return tuple(others)

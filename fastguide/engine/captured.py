@@ -1,0 +1,88 @@
+"""A sampler's runs from graphs: whole, or step by step where a whole run would be too large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastguide.engine.graph import Graphs, Work, whole
+from fastguide.engine.passes import Passes
+from fastguide.engine.pattern import Pattern
+from fastguide.engine.plan import PREVIEW, Plan
+from fastguide.engine.run import Inputs, Progress, run
+from fastguide.engine.static import Rebuild, as_tree
+from fastguide.engine.steps import Steps
+from fastguide.engine.structure import structure
+
+Way = Literal["whole", "steps"]
+Known = tuple[tuple[int, ...], torch.dtype, int]
+Callback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs of a sampler have in common, as `run` takes it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    outputs: int
+
+
+def run_captured(
+    graphs: Graphs,
+    way: Way,
+    plan: Plan,
+    passes: Mapping[Pattern, Passes],
+    inputs: Inputs,
+    settings: Settings,
+    drawn: Callable[[Any], Any],
+    padded: int = 0,
+    callback: Callback | None = None,
+    mode: str = "",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `run` returns, from graphs; the arguments are its own and those of `as_tree`.
+
+    Args:
+        callback: only where the way is "steps".
+        mode: of the rows; with the plan's structure, what tells one capture from another.
+    """
+    batch = len(inputs.seeds)
+    tree, rebuild = as_tree(plan, inputs, drawn, padded)
+    known = (settings.shape, settings.dtype, settings.outputs)
+
+    def make(given: Any) -> Work:
+        own, fixed = rebuild(given)
+        if way == "whole":
+            return whole(lambda: _whole(rebuild, given, passes, known))
+        steps = Steps(own, passes, fixed, *known)
+        return Work(steps.parts, steps.drive, steps.ready)
+
+    watch = None if callback is None else _watch(callback, plan, batch)
+    key = (way, mode, settings, structure(plan, settings.dtype))
+    samples, first_bad, bad_gradient = graphs(key, tree, make, watch)
+    return samples[:batch], first_bad[:batch], bad_gradient
+
+
+def _whole(
+    rebuild: Rebuild, given: Any, passes: Mapping[Pattern, Passes], known: Known
+) -> tuple[Tensor, Tensor, Tensor]:
+    plan, inputs = rebuild(given)  # within the capture: what it makes is part of the graph
+    return run(plan, passes, inputs, *known)
+
+
+def _watch(callback: Callback, plan: Plan, batch: int) -> Callable[[int, Tensor], None]:
+    """Shows the first `batch` samples after each evaluation."""
+    numbers = {e: n for n, e in enumerate((e for e, r in enumerate(plan.rows) if r.at), 1)}
+    preview = plan.slots.index(PREVIEW)
+
+    def watch(e: int, state: Tensor) -> None:
+        at = plan.rows[e].at
+        if at is not None:
+            x, denoised = state[0][:batch], state[preview][:batch]
+            callback(Progress(numbers[e], plan.evaluations, at, x, denoised))
+
+    return watch

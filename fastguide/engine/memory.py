@@ -1,0 +1,158 @@
+"""What a run takes of the device's memory, found by running it on tensors without data."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fastguide.engine.passes import Conditions, Passes
+from fastguide.engine.pattern import Pattern
+from fastguide.engine.plan import Plan
+from fastguide.engine.run import Inputs, buffers, run
+from fastguide.engine.static import NUMBERS
+from fastguide.staged import uncompiled
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, by an estimate.
+
+    Args:
+        weights: of all networks; they are there before a run.
+        state: what lives through a run: the slots, the network's input, and for graphs copies of
+            conditions and results.
+        activations: the most that the evaluation of any pattern holds at once. Kernels' scratch
+            space and gaps between blocks are not counted.
+    """
+
+    weights: int
+    state: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.run
+
+    @property
+    def run(self) -> int:
+        """What a run takes beside the weights."""
+        return self.state + self.activations
+
+
+class Live(TorchDispatchMode):
+    """The `peak` of the bytes that what is made within it holds at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not any(one.alias_info for one in func._schema.returns):
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, Tensor):
+                    self._add(leaf.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self.sizes:
+            return
+        self.sizes[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._remove, key)
+
+    def _remove(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+
+def estimate(
+    plan: Plan,
+    passes: Mapping[Pattern, Passes],
+    one: Conditions,
+    batch: int,
+    nets: Iterable[Any],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    outputs: int,
+    graph: bool = False,
+) -> Memory:
+    """Of a run of `batch` samples; networks that are compiled count as if they were not.
+
+    Args:
+        one: the conditions of one sample.
+        nets: all networks.
+        graph: whether the run is captured.
+    """
+    seeds = torch.zeros(batch, dtype=torch.int64, device=plan.index.device)
+    conditions = one.repeated(batch)
+    short = _short(plan)
+    tensors = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), uncompiled(), tensors as fake, Live() as live:
+        given = Inputs(_faked(conditions, fake), fake.from_tensor(seeds))
+        state = sum(one.nbytes for one in buffers(short, passes, given.seeds, shape, dtype))
+        live.peak = before = live.now
+        run(short, passes, given, shape, dtype, outputs)
+    extra = 0
+    if graph:
+        extra = sum(t.nbytes for t in tree_leaves(conditions.fixed) if isinstance(t, Tensor))
+        extra += 4 * batch * torch.Size(shape).numel()
+    return Memory(_weights(nets), state + extra, max(live.peak - before - state, 0))
+
+
+def largest_batch(small: Memory, large: Memory, batch: int, free: int) -> int:
+    """The largest batch whose run fits into `free` bytes, by estimates for 1 and for `batch`."""
+    each = (large.run - small.run) / max(batch - 1, 1) if batch > 1 else small.run
+    fixed = small.run - each
+    return max(int((free - fixed) / max(each, 1)), 0)
+
+
+def first_sample(conditions: Conditions) -> Conditions:
+    """The conditions of the first sample alone."""
+
+    def first(leaf: Any) -> Any:
+        return leaf[:1] if isinstance(leaf, Tensor) else leaf
+
+    fixed = {net: tree_map(first, values) for net, values in conditions.fixed.items()}
+    return Conditions(fixed, conditions.drawn, tree_map(first, conditions.target))
+
+
+def _short(plan: Plan) -> Plan:
+    """The plan with each pattern once."""
+    seen: dict[Pattern | None, int] = {None: 0}
+    for e, row in enumerate(plan.rows):
+        seen.setdefault(row.pattern, e)
+    kept = sorted(seen.values())
+    numbers = {name: getattr(plan, name)[kept] for name in (*NUMBERS, "weights", "nag")}
+    numbers["index"] = plan.index[: len(kept)]
+    return replace(plan, rows=tuple(plan.rows[e] for e in kept), **numbers)
+
+
+def _faked(conditions: Conditions, fake: FakeTensorMode) -> Conditions:
+    def convert(leaf: Any) -> Any:
+        return fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf
+
+    fixed = {net: tree_map(convert, values) for net, values in conditions.fixed.items()}
+    drawn = None if conditions.drawn is None else lambda _: fixed[None]["cond"]
+    return Conditions(fixed, drawn, tree_map(convert, conditions.target))
+
+
+def _weights(nets: Iterable[Any]) -> int:
+    tensors = [
+        tensor
+        for net in nets
+        if isinstance(net, nn.Module)
+        for tensor in (*net.parameters(), *net.buffers())
+    ]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
