@@ -246,7 +246,7 @@ class Sampler:
         padded = 0 if way is None else padding(batch, self._sizes)
         mode = self._mode(batch + padded)
         passes = self._passes[mode]
-        captures = 0 if self._graphs is None else self._graphs.captures
+        captures = self.captures
         if self._graphs is not None and way is not None:
             settings = (plan, passes, inputs, self._settings, self._drawn, padded, callback, mode)
             try:
@@ -263,7 +263,7 @@ class Sampler:
         with self._lock:
             self._counts.add(plan, passes, batch, padded)
         if logging_on():
-            new = 0 if self._graphs is None else self._graphs.captures - captures
+            new = self.captures - captures
             how = {"mode": mode, "way": way or "eager", "captures": new}
             if new:
                 log("capture", batch=batch + padded, **how)
@@ -344,6 +344,11 @@ class Sampler:
         if self._graphs is not None:
             counts.captures, counts.replays = self._graphs.captures, self._graphs.replays
         return counts
+
+    @property
+    def captures(self) -> int:
+        """How many CUDA graphs were captured, by this sampler and those that share its graphs."""
+        return 0 if self._graphs is None else self._graphs.captures
 
     def _choose(self, layers: Layers) -> tuple[str, ...]:
         """The names of the network's layers that a guidance names."""
