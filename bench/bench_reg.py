@@ -18,9 +18,9 @@ def fashion():
 
 
 def random_unet():
-    """Three levels of 4 x 32 x 32, batch 4."""
+    """Three levels of 4 x 32 x 32, batch 16."""
     net = randomised(unet())
-    return fg.Model(net, fg.Flow(), fg.Prediction("flow"), (4, 32, 32), null=10), 4
+    return fg.Model(net, fg.Flow(), fg.Prediction("flow"), (4, 32, 32), null=10), 16
 
 
 MODELS = {"DiT": fashion, "U-Net": random_unet}
@@ -48,7 +48,7 @@ def test_time(ratio, kind, mode):
     """A backward pass of one row beside the forward passes of two."""
     make, limit = MODES[mode]
     ours, twin, _ = calls(kind, make(), 4)
-    ratio(f"REG ({mode}) against CFG, {kind}", ours, twin, limit=limit)
+    ratio(f"REG ({mode}) against CFG, {kind}", ours, twin, limit=limit, rounds=5)
 
 
 @pytest.mark.parametrize(
