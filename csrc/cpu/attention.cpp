@@ -44,7 +44,7 @@ void pack_values(float* panels, const Heads& v, int64_t r, int64_t h, int64_t ke
 namespace {
 
 // Unrolled, `sums` is a set of registers; 85 % of a Zen 5 core's peak in fp32 with AVX-512.
-template <int64_t COLUMNS>
+template <int64_t COLUMNS, bool TRANSPOSED>
 inline __attribute__((always_inline)) void tile(float* __restrict c, int64_t c_stride,
                                                 const float* __restrict a, int64_t a_stride,
                                                 const float* __restrict panel, int64_t depth) {
@@ -54,7 +54,7 @@ inline __attribute__((always_inline)) void tile(float* __restrict c, int64_t c_s
   }
   for (int64_t d = 0; d < depth; ++d) {
     for (int64_t i = 0; i < kGroup; ++i) {
-      const float factor = a[i * a_stride + d];
+      const float factor = TRANSPOSED ? a[d * a_stride + i] : a[i * a_stride + d];
       if constexpr (COLUMNS == kLane) {  // a loop of 16 would be unrolled before it is vectorised
 #pragma GCC unroll 1
         for (int64_t j = 0; j < COLUMNS; ++j) sums[i][j] += factor * panel[d * kPanel + j];
@@ -77,26 +77,39 @@ bool has_32_registers() {
 #endif
 }
 
+template <bool TRANSPOSED>
+inline __attribute__((always_inline)) void tiles(float* c, int64_t c_stride, const float* a,
+                                                 int64_t a_stride, const float* panel, int64_t rows,
+                                                 int64_t depth, int64_t columns, bool wide) {
+  for (int64_t i = 0; i < rows; i += kGroup) {
+    float* to = c + i * c_stride;
+    const float* from = a + (TRANSPOSED ? i : i * a_stride);
+    if (!wide) {  // 16 registers do not hold more
+      for (int64_t j = 0; j < columns; j += kLane) {
+        tile<kLane, TRANSPOSED>(to + j, c_stride, from, a_stride, panel + j, depth);
+      }
+    } else if (columns > 3 * kLane) {
+      tile<4 * kLane, TRANSPOSED>(to, c_stride, from, a_stride, panel, depth);
+    } else if (columns > 2 * kLane) {
+      tile<3 * kLane, TRANSPOSED>(to, c_stride, from, a_stride, panel, depth);
+    } else if (columns > kLane) {
+      tile<2 * kLane, TRANSPOSED>(to, c_stride, from, a_stride, panel, depth);
+    } else {
+      tile<kLane, TRANSPOSED>(to, c_stride, from, a_stride, panel, depth);
+    }
+  }
+}
+
 FASTGUIDE_CLONES void multiply_panel(float* c, int64_t c_stride, const float* a, int64_t a_stride,
                                      const float* panel, int64_t rows, int64_t depth,
                                      int64_t columns, bool wide) {
-  for (int64_t i = 0; i < rows; i += kGroup) {
-    float* to = c + i * c_stride;
-    const float* from = a + i * a_stride;
-    if (!wide) {  // 16 registers do not hold more
-      for (int64_t j = 0; j < columns; j += kLane) {
-        tile<kLane>(to + j, c_stride, from, a_stride, panel + j, depth);
-      }
-    } else if (columns > 3 * kLane) {
-      tile<4 * kLane>(to, c_stride, from, a_stride, panel, depth);
-    } else if (columns > 2 * kLane) {
-      tile<3 * kLane>(to, c_stride, from, a_stride, panel, depth);
-    } else if (columns > kLane) {
-      tile<2 * kLane>(to, c_stride, from, a_stride, panel, depth);
-    } else {
-      tile<kLane>(to, c_stride, from, a_stride, panel, depth);
-    }
-  }
+  tiles<false>(c, c_stride, a, a_stride, panel, rows, depth, columns, wide);
+}
+
+FASTGUIDE_CLONES void multiply_panel_transposed(float* c, int64_t c_stride, const float* a,
+                                                int64_t a_stride, const float* panel, int64_t rows,
+                                                int64_t depth, int64_t columns, bool wide) {
+  tiles<true>(c, c_stride, a, a_stride, panel, rows, depth, columns, wide);
 }
 
 // 2^x for x <= 0: 2^rint(x) by the exponent's bits, the rest by a polynomial (error below 8e-8).
@@ -126,6 +139,16 @@ void multiply_add(float* c, int64_t c_stride, const float* a, int64_t a_stride, 
   }
 }
 
+void multiply_add_transposed(float* c, int64_t c_stride, const float* a, int64_t a_stride,
+                             const float* panels, int64_t panel_stride, int64_t rows, int64_t depth,
+                             int64_t columns) {
+  const bool wide = has_32_registers();
+  for (int64_t start = 0; start < columns; start += kPanel, panels += panel_stride) {
+    multiply_panel_transposed(c + start, c_stride, a, a_stride, panels, rows, depth,
+                              std::min(kPanel, columns - start), wide);
+  }
+}
+
 FASTGUIDE_CLONES float largest(const float* __restrict x, int64_t count) {
   float best[kPanel];
   std::fill_n(best, kPanel, -std::numeric_limits<float>::infinity());
@@ -152,6 +175,17 @@ FASTGUIDE_CLONES float exponentials(float* __restrict x, float max, int64_t coun
   float sum = 0.0f;
   for (int64_t j = 0; j < kLane; ++j) sum += sums[j];
   return sum;
+}
+
+FASTGUIDE_CLONES void exponential_slopes(float* __restrict p, float* __restrict slope,
+                                         int64_t count) {
+  for (int64_t i = 0; i < count; i += kLane) {
+    for (int64_t j = 0; j < kLane; ++j) {
+      const float value = exp2_of(p[i + j]);
+      p[i + j] = value;
+      slope[i + j] *= value;
+    }
+  }
 }
 
 }  // namespace fastguide
