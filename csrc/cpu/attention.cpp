@@ -7,8 +7,31 @@
 #include <vector>
 
 #include "clones.h"
+#include "vectors.h"
 
 namespace fastguide {
+
+namespace {
+
+using Four = Vectors<4>::Float;
+
+// to[j][i] = from[i][j] for 4 x 4 numbers; their rows are `to_row` and `from_row` apart.
+FASTGUIDE_INLINE void transpose_four(float* to, int64_t to_row, const float* from,
+                                     int64_t from_row) {
+  typedef int32_t Index __attribute__((vector_size(16)));
+  constexpr Index low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, last = {2, 3, 6, 7};
+  Four a, b, c, d;
+  read(a, from), read(b, from + from_row);
+  read(c, from + 2 * from_row), read(d, from + 3 * from_row);
+  const Four ab = __builtin_shuffle(a, b, low), cd = __builtin_shuffle(c, d, low);
+  const Four ab_last = __builtin_shuffle(a, b, high), cd_last = __builtin_shuffle(c, d, high);
+  write(to, __builtin_shuffle(ab, cd, first));
+  write(to + to_row, __builtin_shuffle(ab, cd, last));
+  write(to + 2 * to_row, __builtin_shuffle(ab_last, cd_last, first));
+  write(to + 3 * to_row, __builtin_shuffle(ab_last, cd_last, last));
+}
+
+}  // namespace
 
 void pack_keys(float* panels, const Heads& k, int64_t r, int64_t h, int64_t keys, int64_t dim,
                Type type) {
@@ -23,7 +46,13 @@ void pack_keys(float* panels, const Heads& k, int64_t r, int64_t h, int64_t keys
       }
     }
     float* to = panels + start / kPanel * (kPanel * dim) + start % kPanel;
-    for (int64_t d = 0; d < dim; ++d) {
+    int64_t d = 0;
+    for (; d + 4 <= dim; d += 4) {
+      for (int64_t i = 0; i < kLane; i += 4) {
+        transpose_four(to + d * kPanel + i, kPanel, rows.data() + i * dim + d, dim);
+      }
+    }
+    for (; d < dim; ++d) {
       for (int64_t i = 0; i < kLane; ++i) to[d * kPanel + i] = rows[i * dim + d];
     }
   }
@@ -113,10 +142,11 @@ FASTGUIDE_CLONES void multiply_panel_transposed(float* c, int64_t c_stride, cons
 }
 
 // 2^x for x <= 0: 2^rint(x) by the exponent's bits, the rest by a polynomial (error below 8e-8).
-// Exactly 1 at 0 and 0 below -126; NaN stays NaN.
+// Exactly 1 at 0 and 0 below -126.5; NaN stays NaN.
 inline __attribute__((always_inline)) float exp2_of(float x) {
-  const float shifted = x + 0x1.8p23f;  // its low bits are rint(x)
-  const float f = x - (shifted - 0x1.8p23f);
+  const float t = x < -127.0f ? -127.0f : x;
+  const float shifted = t + (0x1.8p23f + 127.0f);  // its low bits are rint(x) + 127
+  const float f = t - (shifted - (0x1.8p23f + 127.0f));
   float p = 1.53533618e-4f;
   p = p * f + 1.33988744e-3f;
   p = p * f + 9.61843736e-3f;
@@ -124,8 +154,7 @@ inline __attribute__((always_inline)) float exp2_of(float x) {
   p = p * f + 2.40226479e-1f;
   p = p * f + 6.93147203e-1f;
   p = p * f + 1.0f;
-  const float power = as_float(as_bits(p) + (as_bits(shifted) << 23));
-  return x >= -126.0f ? power : x < -126.0f ? 0.0f : x;
+  return p * as_float(as_bits(shifted) << 23);
 }
 
 }  // namespace
@@ -172,9 +201,10 @@ FASTGUIDE_CLONES float exponentials(float* __restrict x, float max, int64_t coun
       sums[j] += value;
     }
   }
-  float sum = 0.0f;
-  for (int64_t j = 0; j < kLane; ++j) sum += sums[j];
-  return sum;
+  for (int64_t width = kLane / 2; width > 0; width /= 2) {
+    for (int64_t j = 0; j < width; ++j) sums[j] += sums[j + width];
+  }
+  return sums[0];
 }
 
 FASTGUIDE_CLONES void exponential_slopes(float* __restrict p, float* __restrict slope,

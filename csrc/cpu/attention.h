@@ -57,7 +57,7 @@ void multiply_add_transposed(float* c, int64_t c_stride, const float* a, int64_t
 // The largest of x[0 ... count), `count` a multiple of kLane.
 float largest(const float* x, int64_t count);
 
-// x = 2^(x - max) for x <= max, and the sum; 0 below 2^-126; `count` a multiple of kLane.
+// x = 2^(x - max) for x <= max, and the sum; 0 for x - max below -126.5; `count` a multiple of kLane.
 float exponentials(float* x, float max, int64_t count);
 
 // p = 2^p for p <= 0, as above, and slope = p slope.

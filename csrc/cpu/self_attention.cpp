@@ -16,7 +16,7 @@ namespace fastguide {
 namespace {
 
 constexpr int64_t kBlock = 16 * kGroup;  // queries
-constexpr int64_t kChunk = 2 * kPanel;   // keys whose scores exist at a time
+constexpr int64_t kChunk = 4 * kPanel;   // keys whose scores exist at a time
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 FASTGUIDE_CLONES void scale(float* __restrict x, float factor, int64_t count) {
@@ -35,17 +35,18 @@ struct Arguments {
 
 // What one thread needs; rows are padded to whole vectors, the padding is zero and stays so.
 struct Scratch {
-  int64_t width, stride;
+  int64_t width, block, stride;
   Aligned<float> keys, values, query, sums, scores;
 
   explicit Scratch(const Arguments& a)
       : width(round_up(a.dim, kLane)),
+        block(round_up(std::min(kBlock, a.tokens), kGroup)),
         stride(std::min(kChunk, round_up(a.tokens, kLane)) + kLane),  // not a power of 2
         keys(round_up(a.tokens, kPanel) * a.dim),
         values(round_up(a.dim, kPanel) * a.tokens),
-        query(kBlock * width),
-        sums(kBlock * width),
-        scores(kBlock * stride) {}
+        query(block * width),
+        sums(block * width),
+        scores(block * stride) {}
 };
 
 void pack(const Arguments& a, Scratch& s, int64_t r, int64_t h) {

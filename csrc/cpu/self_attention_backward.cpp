@@ -17,7 +17,7 @@ namespace fastguide {
 namespace {
 
 constexpr int64_t kBlock = 16 * kGroup;  // queries
-constexpr int64_t kChunk = 2 * kPanel;   // keys
+constexpr int64_t kChunk = 4 * kPanel;   // keys
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 FASTGUIDE_CLONES void scale(float* __restrict x, float factor, int64_t count) {
@@ -46,24 +46,26 @@ struct Arguments {
 
 // What one thread needs; `width` is a row of a gradient, `stride` of the scores.
 struct Scratch {
-  int64_t width, stride;
+  int64_t width, chunk, block, stride;
   Aligned<float> keys, key_rows, values, query, outward;  // packed
   Aligned<float> of_q, of_k, of_v;
   Aligned<float> weights, slopes, start, shift;
 
   explicit Scratch(const Arguments& a)
       : width(round_up(a.dim, kLane)),
-        stride(kChunk + kLane),  // not a power of 2
-        keys(kChunk * a.dim),
-        key_rows(kChunk * round_up(a.dim, kPanel)),
-        values(kChunk * a.dim),
-        query(kBlock * round_up(a.dim, kPanel)),
-        outward(kBlock * round_up(a.dim, kPanel)),
+        chunk(round_up(std::min(kChunk, a.tokens), kPanel)),
+        block(round_up(std::min(kBlock, a.tokens), kGroup)),
+        stride(chunk + kLane),  // not a power of 2
+        keys(chunk * a.dim),
+        key_rows(chunk * round_up(a.dim, kPanel)),
+        values(chunk * a.dim),
+        query(block * round_up(a.dim, kPanel)),
+        outward(block * round_up(a.dim, kPanel)),
         of_q(round_up(a.tokens, kGroup) * width),
-        of_k(round_up(kChunk, kGroup) * width),
-        of_v(round_up(kChunk, kGroup) * width),
-        weights(kBlock * stride),
-        slopes(kBlock * stride),
+        of_k(round_up(chunk, kGroup) * width),
+        of_v(round_up(chunk, kGroup) * width),
+        weights(block * stride),
+        slopes(block * stride),
         start(round_up(a.tokens, kGroup)),
         shift(round_up(a.tokens, kGroup)) {}
 };

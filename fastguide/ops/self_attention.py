@@ -54,8 +54,8 @@ def _check(qkv: Tensor, heads: int) -> None:
     _, count, channels = qkv.shape
     if count < 1 or channels < 3 or channels % 3:
         raise ValueError(
-            f"qkv.shape is {tuple(qkv.shape)}, but it should be [rows, N, 3 width] with N and width "
-            "1 or more"
+            f"qkv.shape is {tuple(qkv.shape)}, but it should be [rows, N, 3 width], with N and "
+            "width 1 or more"
         )
     width = channels // 3
     if heads < 1 or width % heads or width // heads > MAX_DIM:
