@@ -11,18 +11,19 @@ from torch.nn import functional as F
 import fastguide._C  # noqa: F401  (registers the schema)
 from fastguide.ops.heads import MAX_DIM
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def self_attention(qkv: Tensor, heads: int) -> Tensor:
     """`softmax(q k^T / sqrt(D)) v` `[rows, N, width]`, in fp32 and rounded once.
 
-    On the CPU in fp32 it is fastguide's kernel; elsewhere it is torch's. The former has a gradient,
-    but no second one. For it, qkv and the result are kept and one number a query and head.
+    It is fastguide's kernel on the CPU, with a gradient, but no second one; torch's in fp64, on
+    GPUs, and where a processor multiplies matrices of bf16. For the gradient, qkv and the result
+    are kept, and one number a query and head.
 
     Args:
-        qkv: `[rows, N, 3 width]`, fp32, bf16 or fp16, contiguous: q, k and v one after the other,
-            each of `heads` heads of D <= 256 channels.
+        qkv: `[rows, N, 3 width]`, floating, contiguous: q, k and v one after the other, each of
+            `heads` heads of D <= 256 channels.
         heads: divides width.
 
     Returns:
@@ -32,24 +33,37 @@ def self_attention(qkv: Tensor, heads: int) -> Tensor:
         ValueError: a shape, dtype or layout is not as above, or `heads` is not.
     """
     _check(qkv, heads)
-    if _torch_is_faster(qkv):
+    if _is_torchs(qkv):
         q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     return torch.ops.fastguide.self_attention(qkv, heads)[0]
 
 
-def _torch_is_faster(qkv: Tensor) -> bool:
-    """Where torch's kernels are at least as fast: on GPUs, and in bf16 and fp16 on processors that
-    multiply these (AMX). In fp32 ours takes 0.4 to 0.8 of torch's time, at N from 49 to 4,096.
+def _is_torchs(qkv: Tensor) -> bool:
+    """Where torch's kernels are what there is, or faster: on GPUs, in fp64, and in bf16 and fp16 on
+    processors that multiply matrices of these (AMX).
+
+    Elsewhere ours take 0.44 to 0.73 of torch's time, and 0.1 to 0.66 with the backward pass: fp32
+    and bf16, N from 49 to 4,096, D from 32 to 80, on one core of a Zen 5.
     """
-    return qkv.device.type != "cpu" or qkv.dtype != torch.float32
+    if qkv.device.type != "cpu" or qkv.dtype == torch.float64:
+        return True
+    return qkv.dtype != torch.float32 and _multiplies_half_types()
+
+
+def _multiplies_half_types() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+# what torch.compiler.assume_constant_result does, which would import the whole compiler here
+_multiplies_half_types._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check(qkv: Tensor, heads: int) -> None:
     if qkv.ndim != 3 or qkv.dtype not in _DTYPES or not qkv.is_contiguous():
         raise ValueError(
             f"qkv is {qkv.dtype} of shape {tuple(qkv.shape)} and strides {qkv.stride()}, but it "
-            "should be contiguous fp32, bf16 or fp16 [rows, N, 3 width]"
+            "should be contiguous fp32, bf16, fp16 or fp64 [rows, N, 3 width]"
         )
     _, count, channels = qkv.shape
     if count < 1 or channels < 3 or channels % 3:
