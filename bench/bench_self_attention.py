@@ -49,6 +49,6 @@ def test_forward_and_backward(ratio, size):
         f"self_attention {list(size)}, forward and backward, against torch's",
         lambda: backward(ops.self_attention, qkv, heads, outward),
         lambda: backward(plain, qkv, heads, outward),
-        limit=0.75,
+        limit=0.85,
         rounds=41 if size[1] < 1000 else 7,
     )

@@ -37,7 +37,11 @@ void pack_keys(float* panels, const Heads& k, int64_t r, int64_t h, int64_t keys
                Type type) {
   std::vector<float> rows(kLane * dim);
   for (int64_t start = 0; start < round_up(keys, kPanel); start += kLane) {
-    for (int64_t i = 0; i < kLane; ++i) {
+    const bool in_place = type == Type::kFloat && start + kLane <= keys;
+    const float* from = rows.data();
+    if (in_place) from = static_cast<const float*>(k.data) + k.at(r, h, start);
+    const int64_t stride = in_place ? k.token : dim;
+    for (int64_t i = 0; i < (in_place ? 0 : kLane); ++i) {
       float* row = rows.data() + i * dim;
       if (start + i < keys) {
         load_run(row, k.data, k.at(r, h, start + i), dim, type);
@@ -46,14 +50,14 @@ void pack_keys(float* panels, const Heads& k, int64_t r, int64_t h, int64_t keys
       }
     }
     float* to = panels + start / kPanel * (kPanel * dim) + start % kPanel;
-    int64_t d = 0;
-    for (; d + 4 <= dim; d += 4) {
-      for (int64_t i = 0; i < kLane; i += 4) {
-        transpose_four(to + d * kPanel + i, kPanel, rows.data() + i * dim + d, dim);
+    const int64_t whole = dim / 4 * 4;
+    for (int64_t i = 0; i < kLane; i += 4) {
+      for (int64_t d = 0; d < whole; d += 4) {
+        transpose_four(to + d * kPanel + i, kPanel, from + i * stride + d, stride);
       }
     }
-    for (; d < dim; ++d) {
-      for (int64_t i = 0; i < kLane; ++i) to[d * kPanel + i] = rows[i * dim + d];
+    for (int64_t d = whole; d < dim; ++d) {
+      for (int64_t i = 0; i < kLane; ++i) to[d * kPanel + i] = from[i * stride + d];
     }
   }
 }

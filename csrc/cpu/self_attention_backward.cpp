@@ -35,13 +35,13 @@ FASTGUIDE_CLONES float dot(const float* __restrict a, const float* __restrict b,
 }
 
 struct Arguments {
-  Packed qkv, gradient;
-  Heads outward, out;
+  Packed qkv;
+  Heads outward, out, of_q;
   int64_t heads, tokens, dim;
   float scale;
   Type type;
   const float* lse;  // [rows, heads, tokens]
-  void* to;          // where `gradient` lies
+  void* gradient;    // of qkv, as it lies
 };
 
 // What one thread needs; `width` is a row of a gradient, `stride` of the scores.
@@ -70,6 +70,13 @@ struct Scratch {
         shift(round_up(a.tokens, kGroup)) {}
 };
 
+// The numbers of a token, zero up to `s.width`: where they lie, or if that will not do, in `buffer`.
+const float* token(float* buffer, const Arguments& a, const Heads& x, int64_t at) {
+  if (a.type == Type::kFloat && a.dim % kLane == 0) return static_cast<const float*>(x.data) + at;
+  load_run(buffer, x.data, at, a.dim, a.type);
+  return buffer;
+}
+
 // Where the scores and their slopes of each query start: -lse in units of log2, and -D.
 void start_head(const Arguments& a, Scratch& s, int64_t r, int64_t h) {
   float *outward = s.of_k.data(), *out = s.of_v.data();  // not used yet
@@ -77,9 +84,8 @@ void start_head(const Arguments& a, Scratch& s, int64_t r, int64_t h) {
   std::fill_n(out, s.width, 0.0f);
   const float* lse = a.lse + (r * a.heads + h) * a.tokens;
   for (int64_t i = 0; i < a.tokens; ++i) {
-    load_run(outward, a.outward.data, a.outward.at(r, h, i), a.dim, a.type);
-    load_run(out, a.out.data, a.out.at(r, h, i), a.dim, a.type);
-    s.shift.data()[i] = -dot(outward, out, s.width);
+    s.shift.data()[i] = -dot(token(outward, a, a.outward, a.outward.at(r, h, i)),
+                             token(out, a, a.out, a.out.at(r, h, i)), s.width);
     s.start.data()[i] = -kLog2E * lse[i];
   }
   std::fill_n(s.of_q.data(), a.tokens * s.width, 0.0f);
@@ -137,13 +143,13 @@ void head(const Arguments& a, Scratch& s, int64_t r, int64_t h) {
     }
     for (int64_t i = 0; i < keys; ++i) {  // the queries were multiplied by scale log2(e)
       const float *of_k = s.of_k.data() + i * s.width, *of_v = s.of_v.data() + i * s.width;
-      const int64_t at = a.gradient.k.at(r, h, first + i) + a.heads * a.dim;
-      store_run(a.to, at, of_k, kLn2, a.dim, a.type);
-      store_run(a.to, at + a.heads * a.dim, of_v, 1.0f, a.dim, a.type);
+      const int64_t at = a.of_q.at(r, h, first + i), all = a.heads * a.dim;
+      store_run(a.gradient, at + all, of_k, kLn2, a.dim, a.type);
+      store_run(a.gradient, at + 2 * all, of_v, 1.0f, a.dim, a.type);
     }
   }
   for (int64_t i = 0; i < a.tokens; ++i) {
-    store_run(a.to, a.gradient.q.at(r, h, i), s.of_q.data() + i * s.width, a.scale, a.dim, a.type);
+    store_run(a.gradient, a.of_q.at(r, h, i), s.of_q.data() + i * s.width, a.scale, a.dim, a.type);
   }
 }
 
@@ -161,9 +167,9 @@ at::Tensor self_attention_backward(const at::Tensor& outward, const at::Tensor& 
   const int64_t rows = qkv.size(0), tokens = qkv.size(1), dim = qkv.size(2) / 3 / heads;
   const at::Tensor gradient = at::empty_like(qkv);
   const Arguments a{Packed(qkv, heads),
-                    Packed(gradient, heads),
                     by_head(outward, heads),
                     by_head(out, heads),
+                    Packed(gradient, heads).q,
                     heads,
                     tokens,
                     dim,
