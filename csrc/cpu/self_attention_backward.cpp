@@ -9,8 +9,6 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include <limits>
-
 #include "self_attention.h"
 
 namespace fastguide {
@@ -18,7 +16,6 @@ namespace {
 
 constexpr int64_t kBlock = 16 * kGroup;  // queries
 constexpr int64_t kChunk = 4 * kPanel;   // keys
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 FASTGUIDE_CLONES void scale(float* __restrict x, float factor, int64_t count) {
   for (int64_t i = 0; i < count; ++i) x[i] *= factor;
@@ -100,7 +97,8 @@ void scores(float* c, int64_t stride, const float* a, int64_t count, const float
   }
 }
 
-// What queries `first` ... `first + count` add to the gradients, with `keys` keys packed.
+// What queries `first` ... `first + count` add to the gradients, with `keys` keys packed. Rows and
+// columns up to whole groups and vectors are computed too, and taken by nothing that is stored.
 void add_block(const Arguments& a, Scratch& s, int64_t r, int64_t h, int64_t first, int64_t count,
                int64_t keys) {
   const int64_t rows = round_up(count, kGroup), padded = round_up(keys, kLane);
@@ -110,10 +108,8 @@ void add_block(const Arguments& a, Scratch& s, int64_t r, int64_t h, int64_t fir
   pack_values(outward, a.outward.from(first), r, h, count, a.dim, a.type);
   scale(query, a.scale * kLog2E, count * round_up(a.dim, kPanel));
   for (int64_t i = 0; i < rows; ++i) {
-    float* row = weights + i * s.stride;
-    std::fill_n(row, keys, i < count ? s.start.data()[first + i] : 0.0f);
-    std::fill_n(row + keys, padded - keys, -kInfinity);
-    std::fill_n(slopes + i * s.stride, padded, i < count ? s.shift.data()[first + i] : 0.0f);
+    std::fill_n(weights + i * s.stride, padded, s.start.data()[first + i]);
+    std::fill_n(slopes + i * s.stride, padded, s.shift.data()[first + i]);
   }
   scores(weights, s.stride, query, count, s.keys.data(), a.dim, rows, keys);
   scores(slopes, s.stride, outward, count, s.values.data(), a.dim, rows, keys);
