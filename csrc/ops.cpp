@@ -29,6 +29,10 @@ TORCH_LIBRARY(fastguide, m) {
       "identity_attention(Tensor q, Tensor k, Tensor v, Tensor context_k, Tensor context_v, "
       "float scale, Tensor? context_mask) -> Tensor");
   m.def("attention_colsum(Tensor q, Tensor k, float scale) -> Tensor");
+  m.def("self_attention(Tensor qkv, int heads) -> (Tensor, Tensor)");
+  m.def(
+      "self_attention_backward(Tensor outward, Tensor qkv, Tensor out, Tensor lse, int heads) "
+      "-> Tensor");
 }
 
 static py::dict build_info() {

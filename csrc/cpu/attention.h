@@ -21,12 +21,19 @@ constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit -
 // `[R, heads, tokens, D]` with any strides but the last, which is 1.
 struct Heads {
   const void* data;
-  int64_t row, head, token;
+  int64_t row, head, token, first = 0;
 
   explicit Heads(const at::Tensor& t)
       : data(t.const_data_ptr()), row(t.stride(0)), head(t.stride(1)), token(t.stride(2)) {}
 
-  int64_t at(int64_t r, int64_t h, int64_t n) const { return r * row + h * head + n * token; }
+  int64_t at(int64_t r, int64_t h, int64_t n) const { return r * row + h * head + (first + n) * token; }
+
+  // The same without the tokens before `n`.
+  Heads from(int64_t n) const {
+    Heads rest = *this;
+    rest.first += n;
+    return rest;
+  }
 };
 
 // panels[column / kPanel][d][column % kPanel] = key `column`, dimension d; zero past the last key.
@@ -42,10 +49,18 @@ void pack_values(float* panels, const Heads& v, int64_t r, int64_t h, int64_t ke
 void multiply_add(float* c, int64_t c_stride, const float* a, int64_t a_stride, const float* panels,
                   int64_t panel_stride, int64_t rows, int64_t depth, int64_t columns);
 
+// c[rows, columns] += a[depth, rows]^T panels, likewise; the rows of a have room for kGroup more.
+void multiply_add_transposed(float* c, int64_t c_stride, const float* a, int64_t a_stride,
+                             const float* panels, int64_t panel_stride, int64_t rows, int64_t depth,
+                             int64_t columns);
+
 // The largest of x[0 ... count), `count` a multiple of kLane.
 float largest(const float* x, int64_t count);
 
-// x = 2^(x - max) for x <= max, and the sum; 0 below 2^-126; `count` a multiple of kLane.
+// x = 2^(x - max) for x <= max, and the sum; 0 for x - max below -126.5; `count` a multiple of kLane.
 float exponentials(float* x, float max, int64_t count);
+
+// p = 2^p for p <= 0, as above, and slope = p slope.
+void exponential_slopes(float* p, float* slope, int64_t count);
 
 }  // namespace fastguide

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <numeric>
-#include <vector>
 
+#include "aligned.h"
 #include "clones.h"
 #include "dtype.h"
 
@@ -95,18 +95,5 @@ inline bool are_rows(const at::Tensor& x, const at::Tensor& tokens) {
   return x.dim() == 2 && x.size(0) == tokens.size(0) && x.size(1) == tokens.size(2) &&
          (x.size(1) == 1 || x.stride(1) == 1) && x.scalar_type() == at::kFloat;
 }
-
-// An array that starts with a cache line.
-template <typename T>
-class Aligned {
-  struct alignas(64) Line {
-    T lanes[64 / sizeof(T)];
-  };
-  std::vector<Line> lines_;
-
- public:
-  explicit Aligned(int64_t count) : lines_(count * sizeof(T) / 64 + 1) {}
-  T* data() { return lines_.data()->lanes; }
-};
 
 }  // namespace fastguide

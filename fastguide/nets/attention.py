@@ -105,27 +105,26 @@ class SelfAttention(nn.Module):
         ]
         if how is not None or not wanted:
             return self._plain(rows, how, grid)
-        q, k, v = self._heads(self.qkv(rows))
+        qkv = self.qkv(rows)
+        q, k, _ = self._heads(qkv)
         for block, key in wanted:
             some = slice(block * unit, (block + 1) * unit)
             routing.observed[key] = (ops.attention_colsum(q[some], k[some]), grid)
-        return self._attend(q, k, v)
+        return ops.self_attention(qkv, self.heads)
 
     def _plain(self, rows: Tensor, how: Perturbation | None = None, grid: Grid = (1, 1)) -> Tensor:
         qkv = self.qkv(rows)
-        q, k, v = self._heads(qkv)
-        if isinstance(how, BlurredQueries):
-            blurred = ops.blur(qkv[..., : rows.shape[2]], how.sigma, grid)
-            q = blurred.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return self._attend(q, k, v)
+        if not isinstance(how, BlurredQueries):
+            return ops.self_attention(qkv, self.heads)
+        blurred = ops.blur(qkv[..., : rows.shape[2]], how.sigma, grid)
+        q = blurred.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        _, k, v = self._heads(qkv)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v `[rows, heads, N, d]`, views."""
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     def _one_query(self, rows: Tensor) -> Tensor:
         """Attention of the mean query, `[rows, 1, width]`, without the keys and values of N tokens.

@@ -11,6 +11,7 @@ from fastguide.ops.gram import gram
 from fastguide.ops.group_norm import group_norm
 from fastguide.ops.identity_attention import identity_attention
 from fastguide.ops.noise import as_seeds, derive_seeds, noise
+from fastguide.ops.self_attention import self_attention
 from fastguide.ops.step import as_planes, step
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "group_norm",
     "identity_attention",
     "noise",
+    "self_attention",
     "step",
 ]

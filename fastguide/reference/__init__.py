@@ -2,7 +2,7 @@
 to.
 """
 
-from fastguide.reference.attention import attention_colsum, identity_attention
+from fastguide.reference.attention import attention_colsum, identity_attention, self_attention
 from fastguide.reference.blur import blur
 from fastguide.reference.gram import gram
 from fastguide.reference.group_norm import group_norm
@@ -18,5 +18,6 @@ __all__ = [
     "identity_attention",
     "noise",
     "philox4x32",
+    "self_attention",
     "step",
 ]

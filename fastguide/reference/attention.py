@@ -1,4 +1,4 @@
-"""The two attention ops in their textbook form: the matrix of all scores, masked and normalised."""
+"""The attention ops in their textbook form: the matrix of all scores, masked and normalised."""
 
 from __future__ import annotations
 
@@ -33,3 +33,12 @@ def attention_colsum(q: Tensor, k: Tensor, scale: float) -> Tensor:
     of q `[R, heads, N, D]`, k `[R, heads, M, D]` (SAG, Hong et al. 2023).
     """
     return (scale * q @ k.transpose(-1, -2)).softmax(-1).sum(2).mean(1)
+
+
+def self_attention(qkv: Tensor, heads: int) -> Tensor:
+    """`softmax(q k^T / sqrt(D)) v` `[rows, N, width]` of qkv `[rows, N, 3 width]`: q, k and v one
+    after the other, each of `heads` heads of D channels (Vaswani et al. 2017).
+    """
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    scores = q.shape[-1] ** -0.5 * q @ k.transpose(-1, -2)
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
