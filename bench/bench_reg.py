@@ -18,9 +18,9 @@ def fashion():
 
 
 def random_unet():
-    """Three levels of 4 x 32 x 32, batch 16."""
+    """Three levels of 4 x 32 x 32, batch 32."""
     net = randomised(unet())
-    return fg.Model(net, fg.Flow(), fg.Prediction("flow"), (4, 32, 32), null=10), 16
+    return fg.Model(net, fg.Flow(), fg.Prediction("flow"), (4, 32, 32), null=10), 32
 
 
 MODELS = {"DiT": fashion, "U-Net": random_unet}

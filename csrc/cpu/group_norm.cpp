@@ -188,7 +188,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm(const at::Tensor& toke
                     inverse.mutable_data_ptr<float>(),
                     static_cast<float>(eps),
                     silu};
-  const Blocks blocks(tokens, groups);
+  const Blocks blocks(tokens, groups, kWidth);
   at::parallel_for(0, blocks.size(), 1, [&](int64_t begin, int64_t end) {
     Scratch scratch(blocks.lanes());
     for (int64_t i = begin; i < end; ++i) compute(a, scratch, blocks[i]);

@@ -15,7 +15,8 @@ namespace fastguide {
 
 constexpr int64_t kTokens = 32;  // a chunk; how many sums are in fp32 before they become fp64
 constexpr int64_t kLanes = 16;   // buffers hold a multiple of so many channels
-constexpr int64_t kWidth = 64;   // channels of a block, about: 1,024 tokens of them fit the L2 cache
+// Channels of a block, about: 1,024 tokens fit the L2 cache, of one map and of the gradient's three.
+constexpr int64_t kWidth = 64, kWidthBackward = 32;
 
 // Channels first ... first + width of one row: what is computed by one thread, on its own.
 struct Block {
@@ -27,10 +28,12 @@ struct Block {
 struct Blocks {
   int64_t rows, channels, width;
 
-  Blocks(const at::Tensor& tokens, int64_t groups) : rows(tokens.size(0)), channels(tokens.size(2)) {
+  // of `about` so many channels
+  Blocks(const at::Tensor& tokens, int64_t groups, int64_t about)
+      : rows(tokens.size(0)), channels(tokens.size(2)) {
     const int64_t group = channels / groups;
     const int64_t unit = channels % kLanes ? group : std::lcm(group, kLanes);
-    width = unit * std::max<int64_t>(1, kWidth / unit);
+    width = unit * std::max<int64_t>(1, about / unit);
     if (size() < at::get_num_threads()) width = unit;
   }
 

@@ -215,7 +215,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
                     of_gamma.mutable_data_ptr<float>(),
                     of_beta.mutable_data_ptr<float>(),
                     silu};
-  const Blocks blocks(tokens, a.groups);
+  const Blocks blocks(tokens, a.groups, kWidthBackward);
   const bool in_place = a.type == Type::kFloat && a.channels % kLanes == 0;
   at::parallel_for(0, blocks.size(), 1, [&](int64_t begin, int64_t end) {
     Scratch scratch(blocks.lanes(), in_place ? 0 : a.count);
