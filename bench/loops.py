@@ -17,7 +17,6 @@ In every round each way has its turn. All start from the same noise, and results
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import NETWORKS, TINY, Network, build
 from op_cases import difference
-from record import Deadline, Job, Report, target
+from record import Deadline, Job, Report, options, target
 from timing import in_turns, summary
 from ways import METHODS, Setting, prepare
 
@@ -209,11 +208,7 @@ def warm(nets: Nets, deadline: Deadline) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """1 where a row failed."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="small networks, to try the tool")
+    parser = options(__doc__, "small networks, to try the tool")
     parser.add_argument("--resume", action="store_true", help="run what did not fit the last time")
     parser.add_argument("--warm", action="store_true")
     given = parser.parse_args(arguments)

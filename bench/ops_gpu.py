@@ -10,7 +10,6 @@ cache does not serve them, except where a row says "in cache".
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -35,7 +34,7 @@ from op_cases import (
     identity_case,
     step_case,
 )
-from record import Deadline, Job, Report, target
+from record import Deadline, Job, Report, options, target
 from timing import cache_bytes, kernel_times, sets_for, summary
 
 MIB = 2**20
@@ -200,11 +199,7 @@ def jobs(ceilings: Ceilings, tiny: bool) -> list[Job]:
 
 def main(arguments: list[str] | None = None) -> int:
     """1 where a row failed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="the smallest sizes, to try the tool")
+    parser = options(__doc__, "the smallest sizes, to try the tool")
     given = parser.parse_args(arguments)
     device = torch.device(given.device)
     deadline = Deadline(given.seconds)

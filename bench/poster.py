@@ -11,7 +11,6 @@ not of one machine.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Callable
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from loops import RATE, Nets
 from memory import peak_bytes, weight_bytes
 from networks import NETWORKS, TINY, conditions, model_of
-from record import Deadline, Job, Report, is_fatal, target
+from record import Deadline, Job, Report, is_fatal, options, target
 from timing import in_turns
 
 import fastguide as fg
@@ -212,11 +211,7 @@ def jobs(nets: Nets, tiny: bool) -> list[Job]:
 
 def main(arguments: list[str] | None = None) -> int:
     """1 where a row failed."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="small networks, to try the tool")
+    parser = options(__doc__, "small networks, to try the tool")
     parser.add_argument("--resume", action="store_true", help="run what did not fit the last time")
     given = parser.parse_args(arguments)
     deadline, device = Deadline(given.seconds), torch.device(given.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import time
@@ -23,6 +24,16 @@ def write_json(path: Path, content: Any) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def options(doc: str | None, tiny: str) -> argparse.ArgumentParser:
+    """What every benchmark of a GPU takes; `tiny` says what --tiny does."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, help="a file for what is measured")
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help=tiny)
+    return parser
 
 
 class Deadline:

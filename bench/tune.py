@@ -11,7 +11,6 @@ the best replaces it where it is faster by more than the noise. Entries of other
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -28,7 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from op_cases import OpCase, difference
-from record import Deadline, Job, Report, write_json
+from record import Deadline, Job, Report, options, write_json
 from timing import sets_for, stopwatch
 from tune_kernels import KERNELS, Kernel, Settings
 
@@ -268,13 +267,9 @@ def warm_beside(names: Sequence[str], device: str, seconds: float) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """1 where a case failed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, "one small case a kernel")
     parser.add_argument("--only", default=",".join(KERNELS), help="kernels")
-    parser.add_argument("--out", type=Path, help="a file for what was measured")
     parser.add_argument("--tuned", type=Path, default=tuning.TUNED)
-    parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="one small case a kernel")
     parser.add_argument("--warm", action="store_true")
     given = parser.parse_args(arguments)
     names = given.only.split(",")
