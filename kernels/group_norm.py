@@ -112,8 +112,7 @@ def normalise_kernel(
     # load
     x, inside = tokens(x_ptr, row, start, c, count, channels, TOKENS)
     mean, inverse = statistics(mean_ptr, inverse_ptr, row, c, channels, groups)
-    gamma = tl.load(gamma_ptr + row * gamma_row + c, mask=c < channels, other=0.0)
-    beta = tl.load(beta_ptr + row * beta_row + c, mask=c < channels, other=0.0)
+    gamma, beta = affine(gamma_ptr, beta_ptr, gamma_row, beta_row, row, c, channels)
 
     # maths
     out = (x - mean[None, :]) * (gamma * inverse)[None, :] + beta[None, :]
@@ -174,6 +173,13 @@ def statistics(mean_ptr, inverse_ptr, row, c, channels, groups):
     at = row * groups + c // (channels // groups)
     mean = tl.load(mean_ptr + at, mask=c < channels, other=0.0)
     return mean, tl.load(inverse_ptr + at, mask=c < channels, other=0.0)
+
+
+@triton.jit
+def affine(gamma_ptr, beta_ptr, gamma_row, beta_row, row, c, channels):
+    """What each channel is scaled and shifted by."""
+    gamma = tl.load(gamma_ptr + row * gamma_row + c, mask=c < channels, other=0.0)
+    return gamma, tl.load(beta_ptr + row * beta_row + c, mask=c < channels, other=0.0)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastguide.kernels.group_norm import (
+    affine,
     lie,
     place,
     sigmoid,
@@ -47,8 +48,7 @@ def slopes_kernel(
     outward, _ = tokens(outward_ptr, row, start, c, count, channels, TOKENS)
     x, _ = tokens(x_ptr, row, start, c, count, channels, TOKENS)
     mean, inverse = statistics(mean_ptr, inverse_ptr, row, c, channels, groups)
-    gamma = tl.load(gamma_ptr + row * gamma_row + c, mask=c < channels, other=0.0)
-    beta = tl.load(beta_ptr + row * beta_row + c, mask=c < channels, other=0.0)
+    gamma, beta = affine(gamma_ptr, beta_ptr, gamma_row, beta_row, row, c, channels)
 
     # maths: d is zero where outward is, past the last token
     n = (x - mean[None, :]) * inverse[None, :]
@@ -131,8 +131,7 @@ def gradient_kernel(
     x, _ = tokens(x_ptr, row, start, c, count, channels, TOKENS)
     mean, inverse = statistics(mean_ptr, inverse_ptr, row, c, channels, groups)
     along, constant = statistics(along_ptr, constant_ptr, row, c, channels, groups)
-    gamma = tl.load(gamma_ptr + row * gamma_row + c, mask=c < channels, other=0.0)
-    beta = tl.load(beta_ptr + row * beta_row + c, mask=c < channels, other=0.0)
+    gamma, beta = affine(gamma_ptr, beta_ptr, gamma_row, beta_row, row, c, channels)
 
     # maths
     n = (x - mean[None, :]) * inverse[None, :]
