@@ -32,7 +32,7 @@ from fastguide.engine.gradient import differentiable
 from fastguide.engine.graph import CudaRecorder, Graphs
 from fastguide.engine.latch import ending
 from fastguide.engine.measure import measure_rows
-from fastguide.engine.memory import Memory, estimate, first_sample, largest_batch
+from fastguide.engine.memory import Memory, estimate, largest_batch
 from fastguide.engine.passes import Conditions, make_passes
 from fastguide.engine.pattern import no_layers
 from fastguide.engine.plan import Plan, make_plan
@@ -259,7 +259,7 @@ class Sampler:
                 with self._lock:
                     self._counts.fallbacks += 1
         if way is None:
-            found = run(plan, passes, inputs, self.shape, self.dtype, self.model.outputs, callback)
+            found = run(plan, passes, inputs, *self._settings, callback)
         with self._lock:
             self._counts.add(plan, passes, batch, padded)
         if logging_on():
@@ -290,9 +290,8 @@ class Sampler:
             way = self._ways.get(form)
             if way is None:
                 passes = self._passes[self._mode(len(inputs.seeds))]
-                known = (self.shape, self.dtype, self.model.outputs)
                 large = any(map(ending, plan.rows)) or (
-                    nodes(plan, passes, inputs, *known) > WHOLE_NODES
+                    nodes(plan, passes, inputs, *self._settings) > WHOLE_NODES
                 )
                 way = self._ways[form] = "steps" if large else "whole"
         return None if callback is not None and way == "whole" else way
@@ -312,15 +311,13 @@ class Sampler:
     def _estimate(self, one: Conditions, batch: int) -> Memory:
         mode = self._mode(batch)  # another stream holds what the same one would
         passes = self._passes["batched" if mode == "beside" else mode]
-        known = (self.shape, self.dtype)
-        graph = self._graphs is not None
-        nets = self._nets.values()
-        return estimate(self.plan, passes, one, batch, nets, *known, self.model.outputs, graph)
+        graph, nets = self._graphs is not None, self._nets.values()
+        return estimate(self.plan, passes, one, batch, nets, *self._settings, graph)
 
     def _what_fits(self, inputs: Inputs, padded: int) -> str:
         """The error of a capture that does not fit."""
         assert self._graphs is not None
-        batch, one = len(inputs.seeds) + padded, first_sample(inputs.conditions)
+        batch, one = len(inputs.seeds) + padded, inputs.conditions.mapped(lambda leaf: leaf[:1])
         small, large = self._estimate(one, 1), self._estimate(one, batch)
         free = self._graphs.recorder.free()
         fits = min(largest_batch(small, large, batch, free), batch - 1)
@@ -379,9 +376,7 @@ class Sampler:
                 {mode: self._passes[mode] for mode in modes},
                 one.repeated(batch),
                 torch.zeros(batch, dtype=torch.int64, device=self.device),
-                self.shape,
-                self.dtype,
-                self.model.outputs,
+                *self._settings,
             )
             with self._lock:
                 self._measured[batch] = min(seconds, key=lambda mode: seconds[mode])

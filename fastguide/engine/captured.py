@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +18,10 @@ from fastguide.engine.steps import Steps
 from fastguide.engine.structure import structure
 
 Way = Literal["whole", "steps"]
-Known = tuple[tuple[int, ...], torch.dtype, int]
 Callback = Callable[[Progress], None]
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What all runs of a sampler have in common, as `run` takes it."""
 
     shape: tuple[int, ...]
@@ -52,13 +49,12 @@ def run_captured(
     """
     batch = len(inputs.seeds)
     tree, rebuild = as_tree(plan, inputs, drawn, padded)
-    known = (settings.shape, settings.dtype, settings.outputs)
 
     def make(given: Any) -> Work:
         own, fixed = rebuild(given)
         if way == "whole":
-            return whole(lambda: _whole(rebuild, given, passes, known))
-        steps = Steps(own, passes, fixed, *known)
+            return whole(lambda: _whole(rebuild, given, passes, settings))
+        steps = Steps(own, passes, fixed, *settings)
         return Work(steps.parts, steps.drive, steps.ready)
 
     watch = None if callback is None else _watch(callback, plan, batch)
@@ -68,10 +64,10 @@ def run_captured(
 
 
 def _whole(
-    rebuild: Rebuild, given: Any, passes: Mapping[Pattern, Passes], known: Known
+    rebuild: Rebuild, given: Any, passes: Mapping[Pattern, Passes], settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor]:
     plan, inputs = rebuild(given)  # within the capture: what it makes is part of the graph
-    return run(plan, passes, inputs, *known)
+    return run(plan, passes, inputs, *settings)
 
 
 def _watch(callback: Callback, plan: Plan, batch: int) -> Callable[[int, Tensor], None]:

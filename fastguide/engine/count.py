@@ -33,12 +33,6 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def largest(plan: Plan) -> int:
-    """The row of the plan whose evaluation has most network rows."""
-    counts = [0 if row.pattern is None else row.pattern.net_rows for row in plan.rows]
-    return counts.index(max(counts))
-
-
 def nodes(
     plan: Plan,
     passes: Mapping[Pattern, Passes],
@@ -50,7 +44,7 @@ def nodes(
     """About how many nodes the graph of a whole run has: evaluations times the kernels of the
     largest, which is run once, uncompiled.
     """
-    at = plan.at(largest(plan))
+    at = plan.at(plan.largest)
     pattern = at.row.pattern
     assert pattern is not None
     batch, device = len(inputs.seeds), inputs.seeds.device

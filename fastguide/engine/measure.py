@@ -32,11 +32,8 @@ def measure_rows(
     """Seconds of the plan's largest evaluation in each mode: the median of some, taken in turns
     after a first that is not counted.
     """
-    e = max(
-        (e for e, row in enumerate(plan.rows) if row.pattern is not None),
-        key=lambda e: plan.rows[e].pattern.net_rows,  # type: ignore[union-attr]
-    )
-    pattern = plan.rows[e].pattern
+    at = plan.at(plan.largest)
+    pattern = at.row.pattern
     assert pattern is not None
     batch = seeds.shape[0]
     state = torch.zeros((batch, *shape), device=seeds.device)
@@ -45,7 +42,7 @@ def measure_rows(
         evaluate = Evaluate(Predict(plan, passes, conditions, seeds, dtype, outputs))
         x = torch.zeros((passes[pattern].inputs * batch, *shape), device=seeds.device, dtype=dtype)
 
-        calls[mode] = partial(evaluate, plan.at(e), pattern, x, state)
+        calls[mode] = partial(evaluate, at, pattern, x, state)
     times: dict[RowMode, list[float]] = {mode: [] for mode in calls}
     for _ in range(1 + ROUNDS):
         for mode, call in calls.items():

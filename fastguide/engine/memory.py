@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from fastguide.engine.passes import Conditions, Passes
 from fastguide.engine.pattern import Pattern
@@ -100,7 +100,7 @@ def estimate(
     short = _short(plan)
     tensors = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.no_grad(), uncompiled(), tensors as fake, Live() as live:
-        given = Inputs(_faked(conditions, fake), fake.from_tensor(seeds))
+        given = Inputs(conditions.mapped(fake.from_tensor).undrawn(), fake.from_tensor(seeds))
         state = sum(one.nbytes for one in buffers(short, passes, given.seeds, shape, dtype))
         live.peak = before = live.now
         run(short, passes, given, shape, dtype, outputs)
@@ -118,16 +118,6 @@ def largest_batch(small: Memory, large: Memory, batch: int, free: int) -> int:
     return max(int((free - fixed) / max(each, 1)), 0)
 
 
-def first_sample(conditions: Conditions) -> Conditions:
-    """The conditions of the first sample alone."""
-
-    def first(leaf: Any) -> Any:
-        return leaf[:1] if isinstance(leaf, Tensor) else leaf
-
-    fixed = {net: tree_map(first, values) for net, values in conditions.fixed.items()}
-    return Conditions(fixed, conditions.drawn, tree_map(first, conditions.target))
-
-
 def _short(plan: Plan) -> Plan:
     """The plan with each pattern once."""
     seen: dict[Pattern | None, int] = {None: 0}
@@ -137,15 +127,6 @@ def _short(plan: Plan) -> Plan:
     numbers = {name: getattr(plan, name)[kept] for name in (*NUMBERS, "weights", "nag")}
     numbers["index"] = plan.index[: len(kept)]
     return replace(plan, rows=tuple(plan.rows[e] for e in kept), **numbers)
-
-
-def _faked(conditions: Conditions, fake: FakeTensorMode) -> Conditions:
-    def convert(leaf: Any) -> Any:
-        return fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf
-
-    fixed = {net: tree_map(convert, values) for net, values in conditions.fixed.items()}
-    drawn = None if conditions.drawn is None else lambda _: fixed[None]["cond"]
-    return Conditions(fixed, drawn, tree_map(convert, conditions.target))
 
 
 def _weights(nets: Iterable[Any]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -34,12 +34,21 @@ class Conditions:
 
     def repeated(self, batch: int) -> Conditions:
         """Those of one sample, for a batch of them, to measure time with: nothing is drawn."""
-        fixed = {
-            net: {name: _repeated(value, batch) for name, value in one.items()}
-            for net, one in self.fixed.items()
-        }
-        drawn = None if self.drawn is None else lambda _: fixed[None]["cond"]
-        return Conditions(fixed, drawn, _repeated(self.target, batch))
+        return self.mapped(lambda leaf: leaf.repeat(batch, *[1] * (leaf.ndim - 1))).undrawn()
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Conditions:
+        """Those with every tensor changed; what is drawn is drawn as before."""
+
+        def of_leaf(leaf: Any) -> Any:
+            return change(leaf) if isinstance(leaf, Tensor) else leaf
+
+        fixed = {net: tree_map(of_leaf, dict(values)) for net, values in self.fixed.items()}
+        return Conditions(fixed, self.drawn, tree_map(of_leaf, self.target))
+
+    def undrawn(self) -> Conditions:
+        """Those with the call's own condition wherever one would be drawn."""
+        own = self.fixed[None].get("cond")
+        return self if self.drawn is None else replace(self, drawn=lambda _: own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +119,3 @@ def make_passes(pattern: Pattern, nets: Nets, mode: RowMode = "batched") -> Pass
         tuple(after),
         mode == "beside",
     )
-
-
-def _repeated(cond: Any, batch: int) -> Any:
-    def repeat(leaf: Any) -> Any:
-        return leaf.repeat(batch, *[1] * (leaf.ndim - 1)) if isinstance(leaf, Tensor) else leaf
-
-    return tree_map(repeat, cond)

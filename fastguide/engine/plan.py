@@ -140,6 +140,12 @@ class Plan:
         return sum(row.pattern is not None for row in self.rows)
 
     @property
+    def largest(self) -> int:
+        """The row whose evaluation has most network rows, the first of them."""
+        counts = [0 if row.pattern is None else row.pattern.net_rows for row in self.rows]
+        return counts.index(max(counts))
+
+    @property
     def net_rows(self) -> int:
         """Network rows that one sample costs: those of all evaluations, less what is skipped. Rows
         that share a prefix with others count in full.
