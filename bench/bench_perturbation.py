@@ -17,8 +17,8 @@ from fastguide.engine.program import make_program
 from fastguide.engine.rows import Context, bind, run_program
 from fastguide.guidance.base import Branch
 from fastguide.nets import DiT, UNet
-from fastguide.perturbation import BlurredQueries, Identity
-from fastguide.staged import Routing, Segment, choose_layers
+from fastguide.staging.contract import Routing, Segment, choose_layers
+from fastguide.staging.perturbation import BlurredQueries, Identity
 
 SHAPE, BATCH = (4, 32, 32), 4
 PAG, SEG, SEG_FINITE = Identity(), BlurredQueries(math.inf), BlurredQueries(2.0)

@@ -24,8 +24,8 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastguide.checkpoint import write_atomic
-from fastguide.images import from_pixels
+from fastguide.common.files import write_atomic
+from fastguide.common.images import from_pixels
 from fastguide.training.data import Images
 
 FLOOR = 0.91  # test accuracy below which the classifier is no judge of anything

@@ -19,8 +19,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from machine import where_and_when
 
-from fastguide.checkpoint import write_atomic
-from fastguide.memory import keep_freed_memory
+from fastguide.common.files import write_atomic
+from fastguide.common.heap import keep_freed_memory
 
 BASELINE = Path(__file__).with_name("baseline.json")
 TOLERANCE = 1.10

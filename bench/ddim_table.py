@@ -25,7 +25,7 @@ from rich.table import Table
 from study import CACHE, DATA, RESULTS, Judge, console
 
 import fastguide as fg
-from fastguide.memory import keep_freed_memory
+from fastguide.common.heap import keep_freed_memory
 
 STEPS = (10, 20, 50, 100, 1000)
 NOISE: dict[str, dict[str, Any]] = {

@@ -28,9 +28,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import fastguide as fg
-from fastguide.checkpoint import write_atomic
-from fastguide.diffuse import alpha_sigma, net_input, prediction_of
+from fastguide.common.files import write_atomic
 from fastguide.nets import GaussianMixture
+from fastguide.nets.diffuse import alpha_sigma, net_input, prediction_of
 
 ROOT = Path(__file__).parents[1]
 PROCESS, PREDICTION = fg.EDM(0.002, 5.0), fg.Prediction("edm")

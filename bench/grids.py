@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import fastguide as fg
-from fastguide.images import to_pixels
+from fastguide.common.images import to_pixels
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 COLUMNS, ZOOM, STEPS = 14, 2, 25

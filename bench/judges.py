@@ -22,9 +22,10 @@ from rich.table import Table
 from torch import Tensor
 
 import fastguide as fg
-from fastguide.checkpoint import read_description, write_atomic
-from fastguide.diffuse import from_ratio, net_input
-from fastguide.images import from_pixels
+from fastguide.checkpoint.models import read_description
+from fastguide.common.files import write_atomic
+from fastguide.common.images import from_pixels
+from fastguide.nets.diffuse import from_ratio, net_input
 from fastguide.training import Images, load_images
 
 ROOT = Path(__file__).parents[1]

@@ -31,8 +31,8 @@ from timing import in_turns, summary
 from ways import METHODS, Setting, prepare
 
 RATE = 3e14  # operations a second, for estimates of the time
-# of the results, after all steps, relative to the largest element. tests/test_bench_gpu.py holds
-# small networks to the first; the second is what rounding to 8 bits may do to deep ones
+# of the results, after all steps, relative to the largest element. tests/bench/test_bench_gpu.py
+# holds small networks to the first; the second is what rounding to 8 bits may do to deep ones
 AGREE = {torch.float32: 1e-4, torch.bfloat16: 0.25}
 COMPILED = {("DiT-S/2", 1), ("DiT-S/2", 8), ("DiT-XL/2", 1), ("DiT-XL/2", 8)}  # with CFG
 

@@ -23,7 +23,7 @@ from methods_report import plot, show
 from study import CACHE, DATA, RESULTS, Judge, console
 
 import fastguide as fg
-from fastguide.memory import keep_freed_memory
+from fastguide.common.heap import keep_freed_memory
 
 STEPS = 25
 TURN = 50  # samples of a batch where methods take turns

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastguide import ops, reference
 from fastguide.ops.blur import dense_like
 from fastguide.ops.step import as_planes
-from fastguide.table import Column, Extra, width
+from fastguide.ops.table import Column, Extra, width
 
 FP32, BF16 = torch.float32, torch.bfloat16
 ROUNDING = {FP32: 1e-5, BF16: 2**-7, torch.float16: 2**-9}

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fastguide.checkpoint import write_atomic
+from fastguide.common.files import write_atomic
 
 
 def panels(count: int, size: tuple[float, float], rows: int = 1) -> tuple[Figure, list[Any]]:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from fastguide.nets.attention import SelfAttention
 from fastguide.process import Level
-from fastguide.staged import choose_layers
+from fastguide.staging.contract import choose_layers
 
 Guided = Callable[[Tensor, Level], Tensor]  # (x, level) -> the guided eps, fp32
 

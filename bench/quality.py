@@ -24,7 +24,7 @@ from report import figures_of, plot, report
 from study import CACHE, DATA, DTYPES, RESULTS, Judge, console
 
 import fastguide as fg
-from fastguide.memory import keep_freed_memory
+from fastguide.common.heap import keep_freed_memory
 
 MODES: dict[str, Callable[[float], fg.Guidance | None]] = {
     "unguided": lambda scale: None,

@@ -15,7 +15,7 @@ from typing import Any
 
 def write_json(path: Path, content: Any) -> None:
     """Replace the file, so that a reader sees the old one or the new one. It is
-    `fastguide.checkpoint.write_atomic` for a time when fastguide may not be built yet.
+    `fastguide.checkpoint.models.write_atomic` for a time when fastguide may not be built yet.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

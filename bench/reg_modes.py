@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 import fastguide as fg
-from fastguide.checkpoint import write_atomic
+from fastguide.common.files import write_atomic
 from fastguide.engine.evaluate import Evaluate
 from fastguide.engine.passes import Conditions, make_passes
 from fastguide.engine.plan import make_plan

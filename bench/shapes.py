@@ -1,6 +1,6 @@
 """U-Nets of the sizes of Stable Diffusion 1 and XL, with random weights: the same blocks, widths,
 depths and cross-attention, for benchmarks without a download (Rombach et al. 2022; Podell et al.
-2023). Stages as in `fastguide.staged`.
+2023). Stages as in `fastguide.staging.contract`.
 
 `net(x, t, cond)`: x `[B, 4, H, W]`, t `[B]` in training steps, cond the text `[B, T, context]`, or
 the pair of it and the pooled vector `[B, added]` where the network has one.
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from fastguide.nets.attention import SelfAttention, shuffled
 from fastguide.nets.embedding import time_embedding
 from fastguide.nets.norm import GroupNorm, to_pixels, to_tokens
-from fastguide.staged import PLAIN, Routing, Stage, run_stages
+from fastguide.staging.contract import PLAIN, Routing, Stage, run_stages
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 import fastguide as fg
-from fastguide.checkpoint import write_atomic
+from fastguide.common.files import write_atomic
 from fastguide.nets import GaussianMixture
 from fastguide.solvers import SOLVERS, Solver
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 import fastguide as fg
 from fastguide.assets import bundled
-from fastguide.checkpoint import read_description, write_atomic
-from fastguide.images import to_pixels
+from fastguide.checkpoint.models import read_description
+from fastguide.common.files import write_atomic
+from fastguide.common.images import to_pixels
 from fastguide.training.data import Images, load_images
 
 HERE = Path(__file__).resolve().parent

@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor
 
 import fastguide as fg
-from fastguide.checkpoint import write_atomic
+from fastguide.common.files import write_atomic
 from fastguide.nets import GaussianMixture
 
 ROOT = Path(__file__).parents[1]

@@ -4,9 +4,11 @@ hardware.
 
 from fastguide.adapters.diffusers import accelerate, from_diffusers
 from fastguide.assets import load
-from fastguide.checkpoint import CheckpointError, save
+from fastguide.checkpoint.judges import Classifier, TextImage, load_classifier, load_text_image
+from fastguide.checkpoint.models import CheckpointError, save
+from fastguide.common.heap import keep_freed_memory
 from fastguide.engine.run import Progress
-from fastguide.finite import NonFiniteError
+from fastguide.engine.threshold import DynamicThreshold
 from fastguide.guidance import (
     APG,
     CFG,
@@ -37,13 +39,12 @@ from fastguide.guidance import (
     interval,
     linear,
 )
-from fastguide.judges import Classifier, TextImage, load_classifier, load_text_image
-from fastguide.memory import keep_freed_memory
 from fastguide.model import Model
 from fastguide.ops import noise
-from fastguide.pool import Pool
 from fastguide.process import EDM, VP, Flow, Level, Prediction
 from fastguide.sample import Sampler, sample
+from fastguide.sampling.finite import NonFiniteError
+from fastguide.serving.pool import Pool
 from fastguide.solvers import (
     Update,
     annealed_langevin,
@@ -86,7 +87,6 @@ from fastguide.spacing import (
     shifted_by_size,
     trailing,
 )
-from fastguide.threshold import DynamicThreshold
 
 __version__ = "0.1.0"
 

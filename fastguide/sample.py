@@ -17,15 +17,8 @@ import torch
 from torch import Tensor
 
 from fastguide import ops
-from fastguide.checks import check_shape, device_of, net_as, others_of
-from fastguide.conditions import (
-    bind,
-    bind_other,
-    bind_target,
-    named_conditions,
-    random_condition,
-)
-from fastguide.course import Clamp, Course
+from fastguide.common.log import log, logging_on
+from fastguide.common.options import Configured
 from fastguide.engine.captured import Settings, Way, run_captured
 from fastguide.engine.count import WHOLE_NODES, nodes
 from fastguide.engine.gradient import differentiable
@@ -41,16 +34,23 @@ from fastguide.engine.run import Inputs, Progress, run
 from fastguide.engine.static import padding
 from fastguide.engine.stats import Stats
 from fastguide.engine.structure import structure
-from fastguide.finite import NonFiniteError, check_finite
 from fastguide.guidance.base import Guidance, Other
-from fastguide.log import log, logging_on
 from fastguide.model import Model
-from fastguide.options import Configured
-from fastguide.perturbation import Layers
-from fastguide.requests import Packer, Request, amounts_of, packed
+from fastguide.sampling.checks import check_shape, device_of, net_as, others_of
+from fastguide.sampling.conditions import (
+    bind,
+    bind_other,
+    bind_target,
+    named_conditions,
+    random_condition,
+)
+from fastguide.sampling.course import Clamp, Course
+from fastguide.sampling.finite import NonFiniteError, check_finite
+from fastguide.serving.requests import Packer, Request, amounts_of, packed
 from fastguide.solvers import Solver, ddim
 from fastguide.spacing import Levels
-from fastguide.staged import choose_layers, is_staged
+from fastguide.staging.contract import choose_layers, is_staged
+from fastguide.staging.perturbation import Layers
 
 
 class Sampler:

@@ -15,8 +15,8 @@ TUNED = Path(__file__).with_name("tuned.json")
 # Safe on every GPU, without spills (tests/test_*_compile.py).
 DEFAULTS = {
     # no spills whatever the strides and the grid, and two blocks at once where they are aligned
-    # (tests/test_blur_compile.py); the weights of a tile serve BYTES of neighbours. A loop in more
-    # stages takes registers for a second block.
+    # (tests/ops/test_blur_compile.py); the weights of a tile serve BYTES of neighbours. A loop in
+    # more stages takes registers for a second block.
     "blur": {"BLOCK": 64, "STEP": 16, "BYTES": 256, "num_warps": 8, "num_stages": 1},
     # 4 elements a thread, at most 80 registers at any number of slots and branches, aligned or not.
     # 8 a thread take 10-25 % fewer instructions an element, but up to 240 registers.

@@ -68,7 +68,8 @@ import torch
 import triton
 
 import fastguide._C as built
-from fastguide import ops, reference, table
+from fastguide import ops, reference
+from fastguide.ops import table
 
 
 def check(holds: bool, message: str) -> None:

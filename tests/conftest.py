@@ -1,15 +1,16 @@
-"""Fixtures that several test files share; `exact` is importable from every test."""
+"""Fixtures that several test files share; every test can import from `helpers` and the rooms."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(room) for room in sorted(HERE.iterdir()) if room.is_dir()]
 
-import exact
-import pytest
-import torch
+import exact  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 @pytest.fixture(params=sorted(exact.PROCESSES))

@@ -21,7 +21,7 @@ import fastguide as fg
 from fastguide import ops, reference
 from fastguide.engine.run import Inputs
 from fastguide.nets import DiT
-from fastguide.table import Extra
+from fastguide.ops.table import Extra
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

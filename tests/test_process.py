@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import fastguide as fg
-from fastguide.diffuse import alpha_sigma, from_ratio, net_input, prediction_of
 from fastguide.nets import GaussianMixture
+from fastguide.nets.diffuse import alpha_sigma, from_ratio, net_input, prediction_of
 
 LEVELS = {
     "vp": fg.VP("linear").level(417.25),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fastguide import checkpoint
+from fastguide.checkpoint import models as checkpoint
 from fastguide.model import Model
 
 _HERE = Path(__file__).parent

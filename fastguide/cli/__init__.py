@@ -27,7 +27,7 @@ def main() -> None:
     """Run the command; a wrong argument is one clear line and exit code 2, not a traceback."""
     from rich.console import Console
 
-    from fastguide.memory import keep_freed_memory
+    from fastguide.common.heap import keep_freed_memory
 
     keep_freed_memory()
     try:

@@ -19,7 +19,7 @@ def ema(
 ) -> None:
     """Write the model of RUN with weights averaged over another length, or at another step."""
 
-    from fastguide import checkpoint
+    from fastguide.checkpoint import models as checkpoint
     from fastguide.training.posthoc import kept_averages, reconstruct
 
     chosen_dtype = dtype_of(dtype, STORED)

@@ -51,7 +51,7 @@ def _show_model(name: str) -> None:
     from rich.table import Table
 
     import fastguide as fg
-    from fastguide.staged import Staged, choose_layers, layers_of
+    from fastguide.staging.contract import Staged, choose_layers, layers_of
 
     model = fg.load(name)
     table = Table(show_header=False, box=None)

@@ -46,7 +46,7 @@ def sample(
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     import fastguide as fg
-    from fastguide import images
+    from fastguide.common import images
 
     chosen_dtype = dtype_of(dtype, COMPUTED)
     if batch < 1:

@@ -87,8 +87,8 @@ def own_samples(
     from safetensors.torch import load, save
 
     import fastguide as fg
-    from fastguide.checkpoint import write_atomic
-    from fastguide.images import to_pixels
+    from fastguide.common.files import write_atomic
+    from fastguide.common.images import to_pixels
     from fastguide.training import Images
 
     sampler = fg.Sampler(model, steps=steps)

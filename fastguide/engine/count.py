@@ -14,7 +14,7 @@ from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import Plan
 from fastguide.engine.predict import Predict
 from fastguide.engine.run import Inputs
-from fastguide.staged import uncompiled
+from fastguide.staging.contract import uncompiled
 
 # A graph's node takes some kilobytes on the device and microseconds to set up, so that this many
 # are some tens of megabytes and a fraction of a second: an estimate, not measured.

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastguide import ops
-from fastguide.perturbation import Degraded
-from fastguide.table import Column
+from fastguide.ops.table import Column
+from fastguide.staging.perturbation import Degraded
 
 
 def degraded_offset(

@@ -18,7 +18,7 @@ from fastguide.engine.project import Products, projected_weights
 from fastguide.guidance.base import POSITIVE, Branch
 from fastguide.guidance.modifiers import Rectified
 from fastguide.guidance.potential import Potential
-from fastguide.table import Column
+from fastguide.ops.table import Column
 
 VARIANCE = Branch("cond", head=1)  # the second part of the output, whatever it means
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fastguide.engine.plan import Fact
 from fastguide.guidance.potential import Potential
-from fastguide.staged import is_compiled
-from fastguide.table import Column
+from fastguide.ops.table import Column
+from fastguide.staging.contract import is_compiled
 
 
 def differentiable(net: Any) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import Row
 from fastguide.guidance.base import Branch
-from fastguide.table import Extra
+from fastguide.ops.table import Extra
 
 
 def capturing(tensor: Tensor) -> bool:

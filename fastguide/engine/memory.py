@@ -18,7 +18,7 @@ from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import Plan
 from fastguide.engine.run import Inputs, buffers, run
 from fastguide.engine.static import NUMBERS
-from fastguide.staged import uncompiled
+from fastguide.staging.contract import uncompiled
 
 
 @dataclass(frozen=True)

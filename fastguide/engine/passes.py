@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.program import Program, RowMode, make_program
 from fastguide.guidance.base import Branch, Condition, Other
-from fastguide.staged import embed_times
+from fastguide.staging.contract import embed_times
 
 Nets = Mapping[Other | None, Any]  # None is the network that is sampled
 
@@ -54,7 +54,7 @@ class Conditions:
 @dataclass(frozen=True, eq=False)
 class Pass:
     """One pass: its rows, the first of which says what is special about it, their program, and
-    what its network makes of times alone (`fastguide.staged.embed_times`).
+    what its network makes of times alone (`fastguide.staging.contract.embed_times`).
     """
 
     rows: tuple[Branch, ...]

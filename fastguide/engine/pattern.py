@@ -9,13 +9,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fastguide.common.hashing import hash_once
 from fastguide.guidance.base import POSITIVE, Branch, Guidance
 from fastguide.guidance.modifiers import Rectified
 from fastguide.guidance.schedule import values_of
-from fastguide.hashing import hash_once
-from fastguide.perturbation import Layers, NoisyTime
 from fastguide.process import Level
-from fastguide.staged import TIME
+from fastguide.staging.contract import TIME
+from fastguide.staging.perturbation import Layers, NoisyTime
 
 MOVED = Branch(moved=True)
 
@@ -109,7 +109,7 @@ def no_layers(layers: Layers, why: str | None = None) -> tuple[str, ...]:
     """What a network without stages answers to the layers of a perturbation; `why` it has none."""
     why = why or (
         "the network has no stages, or was compiled as one piece, so that its layers cannot be "
-        "reached (fastguide.staged says what a network needs)"
+        "reached (fastguide.staging.contract says what a network needs)"
     )
     raise ValueError(f"guidance perturbs the layers {list(layers)}, but {why}")
 

@@ -14,15 +14,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fastguide import table as _table
 from fastguide.engine.pattern import Pattern, make_patterns, no_layers
+from fastguide.engine.threshold import DynamicThreshold
 from fastguide.guidance.base import Guidance
-from fastguide.perturbation import Layers
+from fastguide.ops import table as _table
+from fastguide.ops.table import Column, Extra
 from fastguide.process import VP, Level, Prediction
 from fastguide.solvers.update import SOURCES, Map, Solver, Update
 from fastguide.spacing import Levels
-from fastguide.table import Column, Extra
-from fastguide.threshold import DynamicThreshold
+from fastguide.staging.perturbation import Layers
 
 PREVIEW = "preview"
 
@@ -91,7 +91,7 @@ class Plan:
     Args:
         rows: the start, then one per update.
         slots: names of the state slots, "x" first.
-        table: `[E, width(slots)]` (`fastguide.table`).
+        table: `[E, width(slots)]` (`fastguide.ops.table`).
         weights: `[E, B or 1, 1 + K]`: of x, then of the active branches of each row.
         times: `[E]`: the network's time of each row.
         nag: `[E, B or 1]`: NAG's scale.

@@ -16,7 +16,7 @@ from fastguide.engine.pattern import MOVED, Pattern
 from fastguide.engine.plan import At, Fact, Plan
 from fastguide.engine.rows import Context, bind, run_program
 from fastguide.guidance.base import POSITIVE, Branch, Other
-from fastguide.staged import Normalized
+from fastguide.staging.contract import Normalized
 
 STEP, STEP_16_BIT = 0.003, 0.1  # of REG's mode "difference", in units of sigma
 Times = dict[Other | None, Tensor]

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from fastguide.engine.pattern import Nag
 from fastguide.guidance.base import Branch
-from fastguide.perturbation import NoisyTime, Shuffled, Skipped
-from fastguide.staged import Segment, Stage, is_staged
+from fastguide.staging.contract import Segment, Stage, is_staged
+from fastguide.staging.perturbation import NoisyTime, Shuffled, Skipped
 
 RowMode = Literal["batched", "sequential", "beside"]  # how rows and networks share the device
 
@@ -27,7 +27,7 @@ class Step:
         forks: the source of each block that begins before the stage.
         kept: the blocks that the stage runs on, where it leaves some out; None for all.
         blocks: how many there are after the forks.
-        segments, observe: as in `fastguide.staged.Routing`, counted among the kept.
+        segments, observe: as in `fastguide.staging.contract.Routing`, counted among the kept.
         saved: whether another batch goes on from the state before this stage.
     """
 

@@ -14,15 +14,15 @@ from torch.utils.checkpoint import checkpoint
 
 from fastguide.engine.program import Program, Step
 from fastguide.guidance.base import Branch, Condition
-from fastguide.staged import PLAIN, Normalized, Routing
+from fastguide.staging.contract import PLAIN, Normalized, Routing
 
 Observed = dict[Hashable, tuple[Tensor, tuple[int, int]]]
 
 
 @dataclass(frozen=True)
 class Context:
-    """What layers may need beside their rows (see `fastguide.staged.Routing`), and how far a
-    `moved` row's input is moved.
+    """What layers may need beside their rows (see `fastguide.staging.contract.Routing`), and how
+    far a `moved` row's input is moved.
     """
 
     seeds: Tensor | None = None

@@ -15,8 +15,8 @@ from fastguide.engine.passes import Conditions, Passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import PREVIEW, At, Plan, Row
 from fastguide.engine.predict import Predict
+from fastguide.ops.table import Column, matrix
 from fastguide.process import Level
-from fastguide.table import Column, matrix
 
 
 @dataclass(frozen=True)

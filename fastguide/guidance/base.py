@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastguide.common.hashing import hash_once
 from fastguide.guidance.modifiers import HighPass, Projection, Rectified, Rescale, Space
 from fastguide.guidance.potential import Potential
 from fastguide.guidance.schedule import Schedule, values_of
-from fastguide.hashing import hash_once
 from fastguide.model import Model
-from fastguide.perturbation import Degraded, Layers, Perturbation
 from fastguide.process import Level
+from fastguide.staging.perturbation import Degraded, Layers, Perturbation
 
 Amount = float | Schedule | Callable[[Level], float] | Tensor
 Factor = Schedule | Callable[[Level], float] | None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fastguide.guidance.base import Amount, Branch, Condition, Factor, Guidance, Term
-from fastguide.perturbation import (
+from fastguide.staging.perturbation import (
     BlurredQueries,
     Identity,
     Perturbation,

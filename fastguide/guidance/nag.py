@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Inside, Term
-from fastguide.perturbation import as_layers
+from fastguide.staging.perturbation import as_layers
 
 
 @dataclass(frozen=True, eq=False)

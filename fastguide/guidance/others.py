@@ -10,7 +10,7 @@ from typing import Any
 
 from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Other, Term
 from fastguide.model import Model
-from fastguide.perturbation import NoisyTime, TimedLayers, as_layers
+from fastguide.staging.perturbation import NoisyTime, TimedLayers, as_layers
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastguide.guidance.base import Amount, Branch, Condition, Factor, Guidance, Term
 from fastguide.guidance.layers import terms_of
-from fastguide.perturbation import Degraded, Mask, as_layers
+from fastguide.staging.perturbation import Degraded, Mask, as_layers
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from fastguide import ops
 from fastguide.nets.linear import joined
-from fastguide.perturbation import BlurredQueries, Identity, Perturbation, Shuffled
-from fastguide.staged import PLAIN, Normalized, Routing, Segment, split
+from fastguide.staging.contract import PLAIN, Normalized, Routing, Segment, split
+from fastguide.staging.perturbation import BlurredQueries, Identity, Perturbation, Shuffled
 
 Grid = tuple[int, int]
 

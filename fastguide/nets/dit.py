@@ -13,7 +13,7 @@ from fastguide.nets.draw import draw_weights
 from fastguide.nets.embedding import position_embedding, time_embedding
 from fastguide.nets.linear import joined
 from fastguide.nets.timed import timed
-from fastguide.staged import PLAIN, TIME, Routing, Stage, run_stages
+from fastguide.staging.contract import PLAIN, TIME, Routing, Stage, run_stages
 
 
 class DiTState(NamedTuple):
@@ -126,7 +126,7 @@ class DiT(nn.Module):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Patches, condition, blocks, head (`fastguide.staged`)."""
+        """Patches, condition, blocks, head (`fastguide.staging.contract`)."""
         blocks = (
             Stage(name, block, (name,), timed=True, skippable=True)
             for name, block in zip(self.block_names, self.blocks, strict=True)

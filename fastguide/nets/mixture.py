@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastguide.diffuse import alpha_sigma, from_ratio, net_input, prediction_of
+from fastguide.nets.diffuse import alpha_sigma, from_ratio, net_input, prediction_of
 from fastguide.process import EDM, VP, Flow, Prediction
 
 

@@ -7,8 +7,8 @@ import zlib
 from torch import Tensor
 
 from fastguide import ops
-from fastguide.perturbation import NoisyTime
-from fastguide.staged import Routing, Segment
+from fastguide.staging.contract import Routing, Segment
+from fastguide.staging.perturbation import NoisyTime
 
 _STREAM = zlib.crc32(b"time")
 

@@ -13,7 +13,7 @@ from fastguide.nets.norm import GroupNorm
 from fastguide.nets.timed import timed
 from fastguide.nets.unet_blocks import PixelAttention, Residual, UNetState
 from fastguide.nets.unet_half import block, check_config, check_shape, embed, first_half, initialise
-from fastguide.staged import PLAIN, TIME, Routing, Stage, run_stages
+from fastguide.staging.contract import PLAIN, TIME, Routing, Stage, run_stages
 
 
 class UNet(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fastguide.nets.attention import SelfAttention, shuffled
 from fastguide.nets.norm import GroupNorm, to_pixels, to_tokens
 from fastguide.nets.timed import timed
-from fastguide.staged import PLAIN, Routing
+from fastguide.staging.contract import PLAIN, Routing
 
 
 class UNetState(NamedTuple):

@@ -32,7 +32,7 @@ def gram(
         x: fp32 `[B, *shape]`, contiguous.
         branches: K predictions `[B, *shape]`, each fp32, bf16 or fp16, any strides; the positive
             one first. 1 <= K <= 8.
-        base: fp32 `[2]`: a, b, as in `table[e, :2]` (`fastguide.table`).
+        base: fp32 `[2]`: a, b, as in `table[e, :2]` (`fastguide.ops.table`).
         deltas: bit k is set where branch k is the difference itself, not p_k.
         factor: fp32 `[B, *shape]`, contiguous: f_k of the branches whose bit is set in `factored`;
             the others' is 1.

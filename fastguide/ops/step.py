@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import fastguide._C  # noqa: F401  (registers the schema)
-from fastguide import table as _table
-from fastguide.table import Extra
+from fastguide.ops import table as _table
+from fastguide.ops.table import Extra
 
 EXTRAS = frozenset(Extra)
 PREDICTION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -44,7 +44,7 @@ def step(
             positive one first. Without any, the update is a map of the slots alone.
         weights: fp32 `[E, B or 1, > K]`: `denoised = w_x OF_X x + OF_PREDICTION guided`, with
             `guided = w_0 p_0 + sum_k w_k f_k delta_k`; in the order w_x, w_0, w_1 ...
-        table: fp32 `[E, width(slots)]`, contiguous (`fastguide.table`).
+        table: fp32 `[E, width(slots)]`, contiguous (`fastguide.ops.table`).
         evaluation: int64 scalar tensor: the row of `weights` and `table`, and of the noise.
         first_bad: int32 `[B]`; lowered to the evaluation at which x of a sample becomes non-finite.
         seeds: int64 `[B]`: the update draws noise number `evaluation` of each seed.
@@ -55,7 +55,7 @@ def step(
         variance: the network's own variance, like a branch: noise is scaled by `exp(SPREAD v)`.
         bound: fp32 `[B]`, positive: the denoised image is clamped to [-bound, bound] and divided by
             bound (dynamic thresholding).
-        extra: `fastguide.table.Extra`, the image that the last column of the matrix multiplies.
+        extra: `fastguide.ops.table.Extra`, the image that the last column of the matrix multiplies.
         deltas: bit k is set where branch k is delta_k itself, not p_k with delta_k = p_0 - p_k.
         factor: fp32 `[B, *shape]`, contiguous: f_k of the branches whose bit is set in `factored`;
             the others' is 1.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastguide.table import Column, Extra, matrix
+from fastguide.ops.table import Column, Extra, matrix
 
 
 def delta_of(positive: Tensor, branch: Tensor, given: bool, factor: Tensor | None = None) -> Tensor:
@@ -54,7 +54,7 @@ def step(
         state: `[slots, B, ...]`, slot 0 is x.
         branches: the active predictions, `[B, ...]` each, the positive one first; may be empty.
         weights: `[B, 1 + K]` or `[1, 1 + K]`: w_x, w_0, w_1 ...
-        row: one row of the coefficient table (`fastguide.table`).
+        row: one row of the coefficient table (`fastguide.ops.table`).
         noise: `[B, ...]` or None.
         variance: `[B, ...]` or None: noise is scaled by `exp(SPREAD variance)`.
         bound: `[B]` or None: the denoised image is clamped to +-bound, then divided by it.

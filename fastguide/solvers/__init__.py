@@ -1,6 +1,6 @@
 """Solvers: generators of `Update`s from `Levels`. An unknown name lists those there are."""
 
-from fastguide.options import by_name
+from fastguide.common.options import by_name
 from fastguide.solvers.adams import deis, lms, pndm
 from fastguide.solvers.cfgpp import ddim_cfgpp, dpmpp_2m_cfgpp, euler_ancestral_cfgpp
 from fastguide.solvers.consistency import consistency

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from numpy.polynomial.legendre import leggauss
 
-from fastguide.options import Configured
+from fastguide.common.options import Configured
 from fastguide.process import Level
 from fastguide.solvers.edm import trapezoid
 from fastguide.solvers.update import Map, Update, combine, eps, transfer

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from fastguide.options import Configured
+from fastguide.common.options import Configured
 from fastguide.solvers.ddim import ancestral_split
 from fastguide.solvers.dpmpp import growth
 from fastguide.solvers.update import Map, Update, combine, transfer

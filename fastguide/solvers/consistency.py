@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from fastguide.options import Configured
+from fastguide.common.options import Configured
 from fastguide.process import EDM
 from fastguide.solvers.update import Update
 from fastguide.spacing import Levels

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from fastguide.options import Configured
+from fastguide.common.options import Configured
 from fastguide.process import Level
 from fastguide.solvers.update import Map, Update, combine, eps, transfer
 from fastguide.spacing import Levels

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from fastguide.options import Configured
+from fastguide.common.options import Configured
 from fastguide.process import Level
 from fastguide.solvers.update import Update, combine, eps, transfer
 from fastguide.spacing import Levels

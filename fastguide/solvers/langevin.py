@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from fastguide.options import Configured
+from fastguide.common.options import Configured
 from fastguide.process import Level
 from fastguide.solvers.ddim import ddpm
 from fastguide.solvers.update import Update

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastguide.options import Configured
+from fastguide.common.options import Configured
 from fastguide.process import Level
 from fastguide.solvers.dpmpp import growth
 from fastguide.solvers.update import Map, Update, combine, transfer

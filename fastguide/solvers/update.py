@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from fastguide.options import Configured
+from fastguide.common.options import Configured
 from fastguide.process import Level
 
 Map = Mapping[str, float]

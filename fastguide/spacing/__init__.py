@@ -3,7 +3,7 @@
 Every spacing is a function of (process, steps, options) that returns `Levels`.
 """
 
-from fastguide.options import Configured
+from fastguide.common.options import Configured
 from fastguide.process import EDM, VP, Process
 from fastguide.spacing.levels import Levels
 from fastguide.spacing.quantiles import beta

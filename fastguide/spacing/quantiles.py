@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fastguide.options import Configured
+from fastguide.common.options import Configured
 from fastguide.process import EDM, Flow, Process
 from fastguide.spacing.levels import Levels
 from fastguide.spacing.sigmas import bounds

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from fastguide.options import Configured
+from fastguide.common.options import Configured
 from fastguide.process import Flow, Process
 from fastguide.spacing.levels import Levels
 

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastguide.judges import Classifier, TextImage, load_classifier, load_text_image, save
+from fastguide.checkpoint.judges import (
+    Classifier,
+    TextImage,
+    load_classifier,
+    load_text_image,
+    save,
+)
 from fastguide.nets import Encoder, TextImageNet
 from fastguide.nets.text_image import text_tokens
 from fastguide.process import EDM, VP, Flow, Prediction

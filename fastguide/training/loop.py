@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastguide import checkpoint
-from fastguide.images import from_pixels
+from fastguide.checkpoint import models as checkpoint
+from fastguide.common.images import from_pixels
 from fastguide.training.data import Images
 from fastguide.training.objective import cosine_rate
 from fastguide.training.posthoc import PowerAverages, gamma_of

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastguide.diffuse import alpha_sigma, net_input, prediction_of
+from fastguide.nets.diffuse import alpha_sigma, net_input, prediction_of
 from fastguide.process import EDM, VP, Flow, Prediction
 
 

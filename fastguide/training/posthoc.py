@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from fastguide.checkpoint import write_atomic
+from fastguide.common.files import write_atomic
 
 FOLDER = "averages"
 

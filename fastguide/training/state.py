@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
-from fastguide import checkpoint
+from fastguide.checkpoint import models as checkpoint
 
 
 def save_state(

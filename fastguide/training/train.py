@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastguide import checkpoint
+from fastguide.checkpoint import models as checkpoint
 from fastguide.model import Model
 from fastguide.process import EDM, VP, Flow, Prediction
 from fastguide.training.data import Images

@@ -18,7 +18,7 @@ from fastguide.adapters.diffusers.network import (
 )
 from fastguide.nets.attention import shuffled
 from fastguide.nets.timed import timed
-from fastguide.staged import PLAIN, Routing, Stage
+from fastguide.staging.contract import PLAIN, Routing, Stage
 
 
 class State(NamedTuple):

@@ -24,7 +24,7 @@ from fastguide.adapters.diffusers.network import Adapted, Call, block_stages, dt
 from fastguide.adapters.diffusers.sd3 import added
 from fastguide.nets.attention import shuffled
 from fastguide.nets.timed import timed
-from fastguide.staged import PLAIN, TIME, Routing, Segment, Stage
+from fastguide.staging.contract import PLAIN, TIME, Routing, Segment, Stage
 
 
 class Rope:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastguide.staged import Routing, Stage, layers_of, run_stages
+from fastguide.staging.contract import Routing, Stage, layers_of, run_stages
 
 Block = TypeVar("Block")
 

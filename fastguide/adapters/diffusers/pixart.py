@@ -35,8 +35,8 @@ from fastguide.adapters.diffusers.network import (
 )
 from fastguide.nets.attention import shuffled
 from fastguide.nets.timed import timed
-from fastguide.perturbation import BlurredQueries, Identity
-from fastguide.staged import PLAIN, TIME, Routing, Segment, Stage
+from fastguide.staging.contract import PLAIN, TIME, Routing, Segment, Stage
+from fastguide.staging.perturbation import BlurredQueries, Identity
 
 
 class State(NamedTuple):

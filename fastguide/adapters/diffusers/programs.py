@@ -17,7 +17,7 @@ from fastguide.engine.predict import Predict
 from fastguide.engine.program import Program
 from fastguide.engine.rows import Context, bind, run_program
 from fastguide.guidance.base import Branch
-from fastguide.staged import Normalized
+from fastguide.staging.contract import Normalized
 
 
 class Compiled:

@@ -18,7 +18,6 @@ from fastguide.adapters.diffusers.network import Adapted, Call
 from fastguide.adapters.diffusers.programs import Compiled, Stepwise
 from fastguide.adapters.diffusers.schedulers import Course, course_of, meaning_of
 from fastguide.adapters.diffusers.whole import Whole
-from fastguide.conditions import named_conditions, random_condition
 from fastguide.engine.evaluate import EMPTY, Evaluate
 from fastguide.engine.gradient import differentiable
 from fastguide.engine.passes import Conditions, Passes, make_passes
@@ -27,8 +26,9 @@ from fastguide.engine.plan import Plan, make_plan
 from fastguide.engine.run import update
 from fastguide.guidance.base import Guidance
 from fastguide.model import Model
-from fastguide.perturbation import Layers
-from fastguide.staged import choose_layers
+from fastguide.sampling.conditions import named_conditions, random_condition
+from fastguide.staging.contract import choose_layers
+from fastguide.staging.perturbation import Layers
 
 TEXTS = {"text", "pooled", "text_embeds", "encoder_hidden_states", "pooled_projections"}
 NO_TENSOR = torch.empty(0)

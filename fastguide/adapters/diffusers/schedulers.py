@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from fastguide.adapters.diffusers.solvers import lcm, tcd
+from fastguide.engine.threshold import DynamicThreshold
 from fastguide.process import EDM, VP, Flow, Level, Prediction, Process, data_level
 from fastguide.solvers import (
     Solver,
@@ -35,7 +36,6 @@ from fastguide.solvers import (
     unipc,
 )
 from fastguide.spacing import Levels
-from fastguide.threshold import DynamicThreshold
 
 Clamp = tuple[float, float] | DynamicThreshold | None
 _NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}

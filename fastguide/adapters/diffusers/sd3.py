@@ -28,7 +28,7 @@ from fastguide.adapters.diffusers.network import (
 )
 from fastguide.nets.attention import shuffled
 from fastguide.nets.timed import timed
-from fastguide.staged import PLAIN, TIME, Routing, Segment, Stage
+from fastguide.staging.contract import PLAIN, TIME, Routing, Segment, Stage
 
 
 class State(NamedTuple):

@@ -10,7 +10,7 @@ from fastguide.adapters.diffusers import unet_blocks
 from fastguide.adapters.diffusers.network import Adapted, Call, dtype_of
 from fastguide.adapters.diffusers.unet_blocks import State, body_stages
 from fastguide.nets.timed import timed
-from fastguide.staged import PLAIN, TIME, Routing, Stage
+from fastguide.staging.contract import PLAIN, TIME, Routing, Stage
 
 
 class UNet(Adapted):

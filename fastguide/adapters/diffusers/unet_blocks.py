@@ -18,7 +18,7 @@ from fastguide.adapters.diffusers.attention import (
     self_attention,
 )
 from fastguide.nets.attention import shuffled
-from fastguide.staged import Routing, Stage
+from fastguide.staging.contract import Routing, Stage
 
 
 class State(NamedTuple):

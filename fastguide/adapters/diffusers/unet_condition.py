@@ -19,7 +19,7 @@ from fastguide.adapters.diffusers.attention import bias_of
 from fastguide.adapters.diffusers.network import Adapted, Call, dtype_of
 from fastguide.adapters.diffusers.unet_blocks import State, body_stages, cross_key_values
 from fastguide.nets.timed import timed
-from fastguide.staged import PLAIN, TIME, Routing, Stage
+from fastguide.staging.contract import PLAIN, TIME, Routing, Stage
 
 _NAMES = {
     "encoder_hidden_states": "text",

@@ -1,0 +1,1 @@
+"""Many callers: requests that are packed into batches, and pools of devices."""

@@ -1,0 +1,249 @@
+"""The command line, run as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_training import write_idx
+
+import fastguide as fg
+from fastguide.cli.guidance import parse_guidance, parse_schedule
+from fastguide.cli.sample import parse_classes, parse_seeds
+from fastguide.nets import DiT, UNet
+from fastguide.staging.contract import choose_layers
+
+
+def fastguide(*arguments):
+    command = [sys.executable, "-c", "from fastguide.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    net = DiT(width=24, depth=1, attention_heads=2, classes=3, heads=2, negative=True)
+    folder = tmp_path_factory.mktemp("model")
+    names = ("Red", "Green", "Blue")
+    fg.save(folder, fg.Model(net, fg.Flow(), fg.Prediction("flow"), (1, 8, 8), 3, 2, True, names))
+    return folder
+
+
+def test_sample_makes_a_grid(model, tmp_path):
+    out = tmp_path / "grid.png"
+    done = fastguide("sample", model, "--out", out, "--seeds", "0-6", "--steps", 2, "--batch", 4)
+    assert done.returncode == 0, done.stderr
+    assert "7 images, 2 steps of ddim, 2 network rows each" in done.stdout
+    with Image.open(out) as image:
+        assert image.size == (3 * (24 + 2) + 2, 3 * (24 + 14 + 2) + 2)  # a column per class
+
+
+def test_sample_makes_one_file_per_seed(model, tmp_path):
+    options = [
+        "--guidance",
+        "cfg",
+        "--schedule",
+        "interval:0.3,3",
+        "--solver",
+        "heun",
+        "--steps",
+        3,
+    ]
+    options += ["--classes", "blue,0", "--negative", "green", "--seeds", "3,9"]
+    done = fastguide("sample", model, "--out", tmp_path / "many", *options)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "many").iterdir()) == ["000003.png", "000009.png"]
+    loaded = fg.load(model)
+    guidance = fg.CFG(3.0, fg.interval(0.3, 3.0))
+    x = fg.sample(loaded, [2, 0], guidance, fg.heun, 3, [3, 9], negative=[1, 1])
+    pixels = ((x[1, 0] + 1) * 127.5).round().clamp(0, 255)
+    with Image.open(tmp_path / "many" / "000009.png") as image:
+        assert np.array_equal(np.asarray(image), pixels.numpy())
+
+
+def test_train_then_sample(tmp_path):
+    write_idx(tmp_path, count=40)
+    options = ["--steps", 3, "--batch", 16, "--width", 24, "--depth", 1, "--patch", 2]
+    options += ["--attention-heads", 2, "--names", "a,b,c"]
+    done = fastguide("train", tmp_path, tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr
+    assert "loss" in done.stdout
+    assert "steps/s" in done.stdout
+    done = fastguide("sample", tmp_path / "out", "--out", tmp_path / "x.png", "--seeds", "0-2")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x.png").exists()
+    assert fg.load(tmp_path / "out").net.split
+
+
+@pytest.mark.parametrize(
+    ("options", "heads"),
+    [(["--no-split"], 2), (["--no-split", "--irrelevant", 0], 1), (["--unconditional"], 1)],
+)
+def test_train_other_networks(tmp_path, options, heads):
+    write_idx(tmp_path, count=40)
+    small = ["--steps", 1, "--batch", 16, "--width", 24, "--depth", 1, "--patch", 2]
+    small += ["--attention-heads", 2]
+    done = fastguide("train", tmp_path, tmp_path / "out", *small, *options)
+    assert done.returncode == 0, done.stderr
+    model = fg.load(tmp_path / "out")
+    assert (model.heads, model.net.split) == (heads, False)
+    assert (model.null is None) == ("--unconditional" in options)
+
+
+def test_train_a_unet_then_sample_with_its_variance(tmp_path):
+    write_idx(tmp_path, count=40)
+    options = ["--net", "unet", "--width", 32, "--multipliers", "1,2", "--res-blocks", 1]
+    options += ["--attention", "2", "--head-channels", 16, "--variance", "--prediction", "eps"]
+    done = fastguide("train", tmp_path, tmp_path / "out", "--steps", 2, "--batch", 16, *options)
+    assert done.returncode == 0, done.stderr
+    model = fg.load(tmp_path / "out")
+    assert isinstance(model.net, UNet)
+    assert (model.variance, model.heads, model.null) == (True, 1, 3)
+    wanted = {"width": 32, "multipliers": (1, 2), "res_blocks": 1, "attention": (2,)}
+    assert wanted.items() <= model.net.config.items()
+    options = ["--solver", "ddpm:variance=learned", "--steps", 3, "--seeds", "0-2"]
+    done = fastguide("sample", tmp_path / "out", "--out", tmp_path / "x.png", *options)
+    assert done.returncode == 0, done.stderr
+    assert "6 network rows each" in done.stdout  # CFG: two at each step
+    assert (tmp_path / "x.png").exists()
+
+
+def test_an_unconditional_unet(tmp_path):
+    write_idx(tmp_path, count=40)
+    options = ["--net", "unet", "--width", 32, "--multipliers", "1", "--attention", ""]
+    options += ["--head-channels", 32, "--unconditional", "--steps", 1, "--batch", 16]
+    done = fastguide("train", tmp_path, tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr
+    model = fg.load(tmp_path / "out")
+    assert choose_layers(("all",), model.net) == ("middle",)
+    assert (model.null, model.net.config["attention"]) == (None, ())
+    record = json.loads((tmp_path / "out" / "model.json").read_text())["training"]
+    assert record["recipe"] == {"irrelevant": 0.0, "negative": 0.0, "dropout": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--net", "vae"], "net is 'vae', but it should be one of dit, unet"),
+        (["--net", "unet", "--depth", 6], "depth is an option of net 'dit', but net is 'unet'"),
+        (["--net", "unet", "--no-split"], "split is an option of net 'dit', but net is 'unet'"),
+        (["--res-blocks", 2], "res-blocks is an option of net 'unet', but net is 'dit'"),
+        (["--net", "unet", "--multipliers", "1,x"], "multipliers is '1,x'"),
+        (["--net", "unet", "--width", 0], "width is 0"),
+        (["--width", 0], "width is 0"),
+        (["--net", "unet", "--multipliers", "1,1,1,1", "--attention", "8"], "multiples of 8"),
+        (
+            ["--net", "unet", "--multipliers", "1,2", "--attention", "2", "--variance"],
+            "net predicts a variance, which needs VP and eps, x0 or v",
+        ),
+    ],
+)
+def test_wrong_options_of_a_network_are_one_line(tmp_path, options, message):
+    write_idx(tmp_path, count=40)
+    done = fastguide("train", tmp_path, tmp_path / "out", "--steps", 1, "--batch", 16, *options)
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--classes", "Purple"], "classes has 'Purple', but the classes are Red, Green, Blue"),
+        (["--solver", "eulr"], "solver is 'eulr', but it should be one of annealed_langevin"),
+        (["--steps", "0"], "steps is 0"),
+        (["--seeds", "5-3"], "seeds is '5-3'"),
+        (["--schedule", "interval:1"], "schedule is 'interval:1'"),
+        (["--guidance", "cgf"], "guidance has 'cgf'"),
+        (["--dtype", "int8"], "dtype is 'int8'"),
+        (["--scale", "nan"], "scale is nan"),
+        (["--negative", "Red,Blue"], "negative is 'Red,Blue'"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(model, tmp_path, arguments, message):
+    done = fastguide("sample", model, "--out", tmp_path / "no.png", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "no.png").exists()
+
+
+def test_info_says_what_is_there_and_what_is_missing():
+    done = fastguide("info")
+    assert done.returncode == 0, done.stderr
+    assert fg.__version__ in done.stdout
+    assert torch.__version__ in done.stdout
+    if torch.version.cuda is None:
+        assert "missing: GPU support" in done.stdout
+
+
+def test_parsers(model):
+    assert parse_seeds("0-3, 7") == [0, 1, 2, 3, 7]
+    loaded = fg.load(model)
+    assert parse_classes("classes", "green, 2", loaded) == [1, 2]
+    assert parse_classes("classes", "all", loaded) == [0, 1, 2]
+    assert parse_classes("classes", "none", loaded) == []
+    assert parse_schedule("linear:3,1") == fg.linear(3.0, 1.0)
+    assert parse_schedule("cosine") == fg.cosine()
+
+
+def test_guidance_is_a_sum_of_methods(model):
+    loaded = fg.load(model)
+    parts = parse_guidance(
+        "cfg + pag:1,layers=0 + sag:0.5,mask=global,kernel_size=5", 4.0, fg.constant(), loaded
+    )
+    terms = parts.terms()
+    assert [term.amount for term in terms] == [4.0, 1.0, 0.5]
+    assert terms[1].branch.layers == (0,)
+    assert (terms[2].branch.degraded.mask, terms[2].branch.degraded.kernel_size) == ("global", 5)
+    seg = parse_guidance("seg:2,layers=blocks.0/mid,sigma=inf", 4.0, fg.constant(), loaded)
+    assert seg.terms()[0].branch.layers == ("blocks.0", "mid")
+    text = f"autoguidance:2,weak={model},every=2 + tsg:2,strength=0.5 + icg:3"
+    terms = parse_guidance(text, 4.0, fg.constant(), loaded).terms()
+    assert terms[0].branch.net.model.shape == loaded.shape
+    assert terms[0].branch.every == 2
+    assert [term.amount for term in terms] == [2.0, 2.0, 3.0]
+    assert parse_guidance("auto", 2.0, fg.constant(), loaded).terms()[0].branch.head == 1
+    assert parse_guidance("none", 2.0, fg.constant(), loaded) is None
+
+
+def test_what_is_done_to_a_delta(model):
+    loaded = fg.load(model)
+    text = "cfg:4 | reg:mode=chain | rescale:0.5 + cfg:3 | apg:radius=2.5,momentum=-0.5"
+    terms = parse_guidance(text, 2.0, fg.constant(), loaded).terms()
+    assert (terms[0].branch.rectified.mode, terms[0].branch.rescales[0].share) == ("chain", 0.5)
+    assert (terms[1].branch.projection.radius, terms[1].branch.projection.momentum) == (2.5, -0.5)
+    star = parse_guidance("cfg | cfgzerostar:zero_steps=2", 2.0, fg.constant(), loaded)
+    assert star.terms()[0].branch.projection.zero_steps == 2
+    fine = parse_guidance("fdg:2,high=5,levels=2", 2.0, fg.constant(), loaded).terms()
+    assert [term.amount for term in fine] == [2.0, 5.0, 2.0]
+    assert fine[1].branch.high_pass.levels == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cfg:3 | cat", "guidance has '| cat', but after a method comes one of rescale, reg"),
+        ("cfg:3 | reg:2", "guidance has '| reg:2', but reg takes options"),
+        ("dog:1", "guidance has 'dog', but it should be auto, none, or of cfg"),
+        ("pag", "guidance has 'pag', but it needs a weight"),
+        ("pag:x", "guidance has 'pag:x', but 'x' is not a number"),
+        ("pag:1,sigma=2", "but after the weight come options of every, layers, of"),
+        ("sims:1", "but it needs another model: auxiliary=FOLDER"),
+    ],
+)
+def test_guidance_that_cannot_be_read(text, message, model):
+    with pytest.raises(ValueError, match=message):
+        parse_guidance(text, 2.0, fg.constant(), fg.load(model))
+
+
+def test_info_of_a_model_lists_its_layers(model):
+    done = fastguide("info", model)
+    assert done.returncode == 0, done.stderr
+    assert "blocks.0" in done.stdout
+    assert "time, blocks.0" in done.stdout
+    assert "Red, Green, Blue" in done.stdout
