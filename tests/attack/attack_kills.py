@@ -19,18 +19,15 @@ import numpy as np
 from attack import Attack, Broken, draw
 from nursery import Limits, Nursery, Outcome
 
-SMALL = ["--batch", "8", "--seed", "3"]
-TOWER = ["--width", "8", "--multipliers", "1,2", "--attention", "2", "--head-channels", "8"]
-TOWER += ["--groups", "4", "--like", ""]
-DIT = ["--width", "24", "--depth", "1", "--patch", "2", "--attention-heads", "2"]
+SMALL = "--batch 8 --seed 3 --save-every 2"
+TOWER = "--width 8 --multipliers 1,2 --attention 2 --head-channels 8 --groups 4"
 COMMANDS = {
-    "train": ["{data}", "{out}", *SMALL, *DIT, "--steps", "7", "--save-every", "2"]
-    + ["--snapshot", "4", "--lengths", "0.05,0.1", "--keep-every", "3"],
-    "classifier": ["{data}", "{out}", *SMALL, *TOWER, "--steps", "5", "--save-every", "2"],
-    "clip": ["{data}", "{out}", *SMALL, *TOWER, "--steps", "4", "--save-every", "2"]
-    + ["--dimensions", "8", "--text-width", "16", "--text-depth", "1", "--text-heads", "2"],
-    "sims": ["{model}", "{out}", "--samples", "16", "--sample-steps", "2", "--steps", "3"]
-    + ["--batch", "8"],
+    "train": f"{{data}} {{out}} {SMALL} --width 24 --depth 1 --patch 2 --attention-heads 2 "
+    "--steps 7 --snapshot 4 --lengths 0.05,0.1 --keep-every 3",
+    "classifier": f"{{data}} {{out}} {SMALL} {TOWER} --steps 5",
+    "clip": f"{{data}} {{out}} {SMALL} {TOWER} --steps 4 "
+    "--dimensions 8 --text-width 16 --text-depth 1 --text-heads 2",
+    "sims": "{model} {out} --samples 16 --sample-steps 2 --steps 3 --batch 8",
 }
 READER = {"train": "load", "classifier": "classifier", "clip": "clip", "sims": "load"}
 CHANGES = 40  # to files in a run, about
@@ -65,7 +62,7 @@ class Scene:
     def command(self, name: str, out: Path, limits: Limits | None = None) -> Outcome:
         """Run the command; anything but its end or the kill that was asked for is an error."""
         places = {"data": self.folder / "data", "model": self.folder / "model", "out": out}
-        arguments = [name, *(part.format(**places) for part in COMMANDS[name])]
+        arguments = [name, *(part.format(**places) for part in COMMANDS[name].split())]
         outcome = self.nursery.call("command", arguments, limits)
         if outcome.error or outcome.hung or outcome.signal not in (0, signal.SIGKILL):
             raise Broken(f"{' '.join(arguments)}: {outcome}")

@@ -10,7 +10,7 @@ import torch
 import torch._dynamo
 
 import fastguide as fg
-import fastguide.training  # noqa: F401
+import fastguide.training
 from fastguide.checkpoint import models as checkpoint
 from fastguide.cli import app
 
