@@ -16,7 +16,7 @@ FAMILIES := $(addprefix methods-,perturbation autoguidance icg tsg sims every gr
 ONE_HEAD := --irrelevant 0 --negative 0 --no-split --compile --dtype fp16
 
 .PHONY: sample test lint bench baseline quality solvers toys reg-modes ddim-table methods grids \
-  judges cuda-build gpu model classifier clip help clean $(FAMILIES)
+  judges cuda-build gpu attack model classifier clip help clean $(FAMILIES)
 
 ##@ Daily
 sample: $(VENV)/installed ## draw samples of the bundled model into samples.png
@@ -24,6 +24,9 @@ sample: $(VENV)/installed ## draw samples of the bundled model into samples.png
 
 test: $(VENV)/installed ## all tests
 	$(BIN)/pytest -q
+
+attack: $(VENV)/installed ## all hostile inputs, half an hour; docs/reliability.md
+	$(BIN)/python tests/attack/run.py $(ARGS)
 
 lint: $(VENV)/installed ## format, lint and types
 	$(BIN)/ruff format --check .
