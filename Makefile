@@ -3,6 +3,7 @@
 #   make sample | test | lint | bench | baseline | cuda-build | model | clean
 #   make quality | methods | solvers | toys | ddim-table | grids   (figures and pictures of the docs)
 #   make methods-FAMILY                       (one of the FAMILIES below)
+#   make attack                     (all hostile inputs, half an hour; docs/reliability.md)
 #   make gpu                        (all that a GPU can show, in nine minutes; needs nvcc)
 #   make classifier | clip | judges    (what classifier and CLIP guidance are led by; how good it is)
 # TORCH chooses the torch to install, PYTHON the interpreter:
@@ -22,7 +23,7 @@ FAMILIES := $(addprefix methods-,perturbation autoguidance icg tsg sims every gr
 ONE_HEAD := --irrelevant 0 --negative 0 --no-split --compile --dtype fp16
 
 .PHONY: sample test lint bench baseline quality solvers toys ddim-table methods grids \
-  cuda-build gpu model classifier clip judges clean $(FAMILIES)
+  cuda-build gpu attack model classifier clip judges clean $(FAMILIES)
 
 sample: $(VENV)/installed
 	$(BIN)/fastguide sample fashion --out samples.png
@@ -94,6 +95,9 @@ grids: $(VENV)/installed
 # without .venv it runs under PYTHON and installs nothing but this package: `python bench/gpu.py`
 gpu:
 	$(if $(wildcard $(VENV)/installed),$(BIN)/python,$(PYTHON)) bench/gpu.py $(ARGS)
+
+attack: $(VENV)/installed
+	$(BIN)/python tests/attack/run.py $(ARGS)
 
 cuda-build:
 	PYTHON=$(PYTHON) bash scripts/cuda_build.sh
