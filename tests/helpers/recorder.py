@@ -88,5 +88,6 @@ def live_tensors():
 def captured(model, guidance, limit=8, fails=0, good=0, graph="whole", **options):
     """A sampler with a faked recorder."""
     sampler = fg.Sampler(model, guidance, **options)
-    sampler.graph, sampler._graphs = graph, Graphs(Fake(fails, good), limit)
+    runner = sampler._runner
+    runner.graph, runner.graphs = graph, Graphs(Fake(fails, good), limit)
     return sampler
