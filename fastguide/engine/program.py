@@ -100,9 +100,7 @@ class Program:
     @property
     def stages(self) -> int:
         """How many a plain row runs through."""
-        return max(
-            batch.start + sum(step.units for step in batch.steps) for batch in self.batches
-        )
+        return max(batch.start + sum(step.units for step in batch.steps) for batch in self.batches)
 
 
 def make_program(
@@ -222,7 +220,7 @@ class _Layout:
             for index, block in enumerate(group)
         }
         cuts: dict[int, list[Cut]] = {}
-        entered = []
+        entered: list[tuple[int, list[Branch], int | None, tuple[int, ...] | None]] = []
         for first, group in zip(firsts, groups, strict=True):
             if group[0] not in late:
                 entered.append((first, group, None, None))

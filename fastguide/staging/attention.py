@@ -1,8 +1,8 @@
 """Meets the attention that modules compute, whatever computes it, in this thread alone.
 
-`Meet` is a `TorchFunctionMode`: within it `F.scaled_dot_product_attention` is asked of `attend`, and
-a softmax of a product of two matrices, which is how older processors and many networks write it, of
-`weigh`.
+`Meet` is a `TorchFunctionMode`: within it `F.scaled_dot_product_attention` is asked of `attend`,
+and a softmax of a product of two matrices, which is how older processors and many networks write
+it, of `weigh`.
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ def _attention(args: tuple[Any, ...], kwargs: Any) -> Attention:
             "sampled with dropout off: call net.eval()"
         )
     return Attention(
-        *(given[name] for name in _NAMES[:3]),
+        given["query"],
+        given["key"],
+        given["value"],
         given.get("attn_mask"),
         bool(given.get("is_causal", False)),
         given.get("scale"),
@@ -218,4 +220,3 @@ def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))
-

@@ -64,9 +64,7 @@ def run_block(
         leaves = _at_other_times(layer.name, leaves, call, routing, rows)
     args, kwargs = tree_unflatten(leaves, spec)
     whole = [layer for layer in here if not layer.part]
-    changes = {
-        layer.part: _part(layer, call, routing, grid, rows) for layer in here if layer.part
-    }
+    changes = {layer.part: _part(layer, call, routing, grid, rows) for layer in here if layer.part}
     plain = native(block)
     plain = replaced(plain, changes) if changes else plain
     if not whole:
@@ -186,8 +184,8 @@ def _without(
         old = leaves[place]
         if old.shape[0] != rows or new.shape[0] != kept:
             raise ValueError(
-                f"layers has {layer.name!r}, which returns {tuple(new.shape)} for {kept} rows: rows "
-                "cannot be told apart; with rows='sequential' it can be left out"
+                f"layers has {layer.name!r}, which returns {tuple(new.shape)} for {kept} rows, "
+                "which cannot be told apart; with rows='sequential' it can be left out"
             )
         merged.append(take(torch.cat([new, take(old, skipped, count)]), back, count))
     return tree_unflatten(merged, spec)
@@ -237,9 +235,7 @@ def _changes(segments: Sequence[Segment], kind: type[Perturbation]) -> bool:
     return any(isinstance(one.how, kind) for one in segments)
 
 
-def _permuted(
-    layer: str, leaves: list[Any], call: Call, routing: Routing, rows: int
-) -> list[Any]:
+def _permuted(layer: str, leaves: list[Any], call: Call, routing: Routing, rows: int) -> list[Any]:
     """The inputs with the image's tokens permuted where `layer` is shuffled."""
     if not _changes(routing.segments[layer], Shuffled):
         return leaves
@@ -276,5 +272,3 @@ def _at_other_times(
         )
     changed = timed(leaves[where[0]], layer, routing)
     return [changed if i == where[0] else leaf for i, leaf in enumerate(leaves)]
-
-

@@ -124,8 +124,9 @@ class Stage(NamedTuple):
             that the whole network reads; "all" does not include it.
         skippable: whether leaving the stage out leaves a state that the next stage takes.
         tokens: whether its layers obey what is done to attention and tokens: all but `NoisyTime`.
-        enters: whether rows can enter it at a layer, from what it kept of others. It is the whole
-            network then, and leaves out layers by itself.
+        learn: `(x, t, cond)`, of a stage that is a whole network by its modules: look at it once for
+            inputs like these. Rows can enter such a stage at a layer, from what it kept of
+            others, and it leaves out layers by itself.
     """
 
     name: str
@@ -135,7 +136,12 @@ class Stage(NamedTuple):
     timed: bool = False
     skippable: bool = False
     tokens: bool = True
-    enters: bool = False
+    learn: Callable[[Tensor, Tensor, Any], object] | None = None
+
+    @property
+    def enters(self) -> bool:
+        """Whether rows can enter the stage at a layer."""
+        return self.learn is not None
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""What the blocks of a network returned for clean rows, kept for the branches that go on from there.
+"""What the blocks of a network returned for clean rows, kept for branches that go on from there.
 
 Kept is only what a branch can still read: what a later block or the network itself is given, and of
 that the rows that branches begin as. A network whose blocks pass one state along keeps one block's

@@ -83,8 +83,8 @@ def _in_lists(module: nn.Module, prefix: str = "") -> Iterator[str]:
     """The elements of the outermost lists whose elements are made of modules themselves."""
     for name, child in module.named_children():
         path = f"{prefix}{name}"
-        if isinstance(child, (nn.ModuleList, nn.Sequential)) and len(child):
-            if all(next(one.children(), None) is not None for one in child):
-                yield from (f"{path}.{i}" for i in range(len(child)))
-                continue
-        yield from _in_lists(child, f"{path}.")
+        listed = isinstance(child, (nn.ModuleList, nn.Sequential)) and len(child) > 0
+        if listed and all(next(one.children(), None) is not None for one in child.children()):
+            yield from (f"{path}.{inner}" for inner, _ in child.named_children())
+        else:
+            yield from _in_lists(child, f"{path}.")

@@ -28,8 +28,10 @@ def identity_with_context(call: Attention, met: Met) -> Tensor:
 
 
 def _each_head(call: Attention, x: Tensor) -> Tensor:
-    return x if x.shape[1] == call.q.shape[1] else x.repeat_interleave(
-        call.q.shape[1] // x.shape[1], 1
+    return (
+        x
+        if x.shape[1] == call.q.shape[1]
+        else x.repeat_interleave(call.q.shape[1] // x.shape[1], 1)
     )
 
 

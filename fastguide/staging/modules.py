@@ -1,30 +1,28 @@
 """Staging by modules: a network whose work is a sequence of child blocks, guided in its layers with
 no code about it.
 
-The clean rows run the network's own forward once, and what its blocks returned is kept as far as it
-is needed. A perturbed branch runs that forward again, in which the blocks before its first perturbed
-one return what was kept. Within a perturbed layer the attention call itself is met. Hooks, LoRA,
-offloading and quantised layers work, because the modules run as they are. All this happens in twins
-of the modules that live for one call: nothing is installed, so other threads see nothing.
+The clean rows run the network's own forward once, and what its blocks returned is kept as far as
+it is needed. A perturbed branch runs that forward again, in which the blocks before its first
+perturbed one return what was kept. Within a perturbed layer the attention call itself is met.
+Hooks, LoRA, offloading and quantised layers work, because the modules run as they are. All this
+happens in twins of the modules that live for one call: nothing is installed, so other threads see
+nothing.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from fastguide.nets.timed import timed
 from fastguide.staging.block import run_block
 from fastguide.staging.contract import PLAIN, TIME, Routing, Stage
 from fastguide.staging.grid import grid_of
-from fastguide.staging.kept import Kept
 from fastguide.staging.layers import Layer, find_layers, submodules
 from fastguide.staging.probe import Calls, one_sample, probe
-from fastguide.nets.timed import timed
 from fastguide.staging.twin import answering, replaced
 
 Grid = Callable[[int, tuple[int, ...]], tuple[int, ...]]
@@ -75,14 +73,16 @@ class Modules:
             self._of_block.setdefault(path, [])
         nested = [(a, b) for a in self._of_block for b in self._of_block if b.startswith(f"{a}.")]
         if nested:
-            raise ValueError(f"layers has {nested[0][0]!r} and {nested[0][1]!r}, which is within it")
+            raise ValueError(
+                f"layers has {nested[0][0]!r} and {nested[0][1]!r}, which is within it"
+            )
         self._known: dict[Hashable, Calls] = {}
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """One, which is the network."""
         names = self.names if self.time is None else (TIME, *self.names)
-        return (Stage("network", self.run, names, cond=True, timed=True, enters=True),)
+        return (Stage("network", self.run, names, cond=True, timed=True, learn=self.learn),)
 
     def run(self, state: tuple[Tensor, Tensor], cond: Any = None, routing: Routing = PLAIN) -> Any:
         """The network on x `[rows, *shape]`, t `[rows]` and cond, as `routing` has it."""
@@ -123,9 +123,7 @@ class _Forward:
         self.rows, self.sample = x.shape[0], tuple(x.shape[1:])
         self.counts: dict[str, int] = {}
         self.entered = routing.resume is None
-        self.treated = {
-            layer.block for layer in modules.layers if layer.name in routing.segments
-        }
+        self.treated = {layer.block for layer in modules.layers if layer.name in routing.segments}
         self.missing = set(self.treated)
         self.begins: list[int] = []
         if routing.keep is not None:
@@ -195,7 +193,7 @@ class _Forward:
 class ByModules(nn.Module):
     """`net`, staged by its modules; the arguments are those of `Modules`."""
 
-    def __init__(self, net: nn.Module, layers: str | Sequence[str] = "auto", **options: Any) -> None:
+    def __init__(self, net: Any, layers: str | Sequence[str] = "auto", **options: Any) -> None:
         super().__init__()
         if not isinstance(net, nn.Module):
             raise TypeError(

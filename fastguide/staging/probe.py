@@ -3,8 +3,8 @@
 The network runs three times on one sample, its attention kept from mixing tokens: once, once with
 another x, once with another time. A token whose keys change with x is one of the image's, since
 nothing else can have carried x there; the tokens that stay are text, registers or padding. So
-self-attention, attention to a text and joint attention are told apart, and where in a joint sequence
-the image lies is known, whatever the network calls its parts.
+self-attention, attention to a text and joint attention are told apart, and where the image lies in
+a joint sequence is known, whatever the network calls its parts.
 """
 
 from __future__ import annotations
@@ -239,9 +239,7 @@ def probe(
         x, t, cond: of one sample; x decides shapes and dtype only.
     """
     generator = torch.Generator().manual_seed(0)
-    drawn = [
-        torch.randn(x.shape, generator=generator).to(x.device, x.dtype) for _ in range(2)
-    ]
+    drawn = [torch.randn(x.shape, generator=generator).to(x.device, x.dtype) for _ in range(2)]
     later = t * 0.75 + 0.125
     runs = [_Run(paths, parts) for _ in range(3)]
     runs[0](net, drawn[0], t, cond)
@@ -270,7 +268,7 @@ def probe(
 
 
 def _told(leaves: list[Any], a: list[Any], b: list[Any], later: list[Any] | None) -> list[Any]:
-    found = []
+    found: list[Leaf | None] = []
     for i, leaf in enumerate(leaves):
         if leaf is None:
             found.append(None)

@@ -7,8 +7,8 @@
 | `against` | NAG: what the image's tokens get is led away from that of other rows |
 | `observe` | the sums of the map's columns are laid aside |
 
-Where a network writes attention as a softmax of scores, these act on the scores, which are linear in
-the queries.
+Where a network writes attention as a softmax of scores, these act on the scores, which are linear
+in the queries.
 """
 
 from __future__ import annotations
@@ -74,10 +74,12 @@ class Treat:
         if not met.images:
             return call.plain()
         if call.q.ndim == 3:
-            heads = (one.unsqueeze(1) for one in (call.q, call.k, call.v))
+            q, k, v = (one.unsqueeze(1) for one in (call.q, call.k, call.v))
             mask = call.mask
             mask = mask.unsqueeze(1) if mask is not None and mask.ndim == 3 else mask
-            return self._by_segment(Attention(*heads, mask, call.causal, call.scale), met).squeeze(1)
+            return self._by_segment(Attention(q, k, v, mask, call.causal, call.scale), met).squeeze(
+                1
+            )
         return self._by_segment(call, met)
 
     def _by_segment(self, call: Attention, met: Met) -> Tensor:
@@ -200,7 +202,7 @@ class Treat:
         grid = self.grid(sums.shape[1])
         if len(grid) != 2:
             raise ValueError(f"layers has {self.layer!r}, whose tokens lie on {grid}: no SAG mask")
-        self.routing.observed[key] = (sums, (grid[0], grid[1]))  # type: ignore[index]
+        self.routing.observed[key] = (sums, (grid[0], grid[1]))
 
     def _check_full(self, met: Met, masked: bool) -> None:
         if not met.alone or masked:
@@ -248,17 +250,21 @@ def _mixed(
 
 def _grouped(call: Attention, v: Tensor) -> Tensor:
     """Values for each head of the queries."""
-    return v if v.shape[1] == call.q.shape[1] else v.repeat_interleave(
-        call.q.shape[1] // v.shape[1], 1
+    return (
+        v
+        if v.shape[1] == call.q.shape[1]
+        else v.repeat_interleave(call.q.shape[1] // v.shape[1], 1)
     )
 
 
 def blurred(q: Tensor, sigma: float, grid: Callable[[int], Grid]) -> Tensor:
     """Queries `[rows, heads, N, d]` blurred on their grid."""
     tokens = q.transpose(1, 2).flatten(2)
-    return ops.blur(tokens, sigma, _plane(grid, q.shape[2])).unflatten(
-        -1, (q.shape[1], -1)
-    ).transpose(1, 2)
+    return (
+        ops.blur(tokens, sigma, _plane(grid, q.shape[2]))
+        .unflatten(-1, (q.shape[1], -1))
+        .transpose(1, 2)
+    )
 
 
 def _plane(grid: Callable[[int], Grid], tokens: int) -> tuple[int, int]:
