@@ -124,8 +124,8 @@ class Stage(NamedTuple):
             that the whole network reads; "all" does not include it.
         skippable: whether leaving the stage out leaves a state that the next stage takes.
         tokens: whether its layers obey what is done to attention and tokens: all but `NoisyTime`.
-        learn: `(x, t, cond)`, of a stage that is a whole network by its modules: look at it once for
-            inputs like these. Rows can enter such a stage at a layer, from what it kept of
+        learn: `(x, t, cond)`, of a stage that is a whole network by its modules: look at it once
+            for inputs like these. Rows can enter such a stage at a layer, from what it kept of
             others, and it leaves out layers by itself.
     """
 
