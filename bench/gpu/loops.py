@@ -1,7 +1,7 @@
 """Whole sampling runs of fastguide beside what else there is, on networks of published sizes.
 
-    python bench/loops.py [--out FILE] [--seconds 150] [--resume] [--device cpu --tiny]
-    python bench/loops.py --warm          compile what needs it, so that a later run need not
+    python bench/gpu/loops.py [--out FILE] [--seconds 150] [--resume] [--device cpu --tiny]
+    python bench/gpu/loops.py --warm          compile what needs it, so that a later run need not
 
 | way | what it is |
 |---|---|

@@ -9,7 +9,6 @@ condition does. Results are written after every row; `--resume` goes on where a 
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,11 @@ import classifier
 import study
 import torch
 import typer
-from machine import where_and_when
-from report import figures_of, plot, report
-from study import CACHE, DATA, DTYPES, RESULTS, Judge, console
+from results import RESULTS, console, keep, kept, start
+from single_pass_report import figures_of, plot, report
+from study import CACHE, DATA, DTYPES, CacheOption, DataOption, DtypeOption, Judge
 
 import fastguide as fg
-from fastguide.common.heap import keep_freed_memory
 
 MODES: dict[str, Callable[[float], fg.Guidance | None]] = {
     "unguided": lambda scale: None,
@@ -160,16 +158,6 @@ def compare(rows: list[dict[str, Any]], noise: float) -> dict[str, Any]:
     return result
 
 
-def _fixed(run: dict[str, Any]) -> dict[str, Any]:
-    """What all rows of one file have in common."""
-    arguments = run["arguments"]
-    return {
-        **{name: arguments[name] for name in ("samples", "steps", "dtype", "seed_offset")},
-        "model_sha256": run["model_sha256"],
-        "classifier": run["classifier"]["sha256"],
-    }
-
-
 def _choices(modes: str, scales: str) -> tuple[list[str], list[tuple[str, float]]]:
     """The modes, and the rows: (mode, scale), with scale 1 only as the unguided one."""
     names = list(dict.fromkeys(modes.split(",")))
@@ -209,68 +197,57 @@ def _check(model: fg.Model, modes: Sequence[str], samples: int, pair_samples: in
         )
 
 
-app = typer.Typer(add_completion=False)
-
-
-@app.command(help=__doc__)
-def quality(
+def main(
     model: Annotated[str, typer.Option(help="name of a bundled model, or a folder")] = "fashion",
     modes: Annotated[str, typer.Option(help="some of these")] = ",".join(MODES),
     scales: Annotated[str, typer.Option(help="1 is the unguided one")] = "1,1.5,2,3,4,5",
     samples: Annotated[int, typer.Option(help="of a row; a multiple of 100")] = 2000,
     steps: int = 25,
-    dtype: Annotated[str, typer.Option(help="of the network: fp32 or bf16")] = "fp32",
+    dtype: DtypeOption = "fp32",
     pair_samples: Annotated[int, typer.Option(help="of a negative pair; 0 for none")] = 300,
     seed_offset: Annotated[int, typer.Option(help="the first seed")] = 0,
-    data: Annotated[Path, typer.Option(help="folder with Fashion-MNIST's IDX files")] = DATA,
-    cache: Annotated[Path, typer.Option(help="folder of the classifier")] = CACHE,
+    data: DataOption = DATA,
+    cache: CacheOption = CACHE,
     out: Annotated[Path, typer.Option(help="results, less .json and .png")] = OUT,
     resume: Annotated[bool, typer.Option(help="keep the rows that are there")] = False,
 ) -> None:
+    """Measure, write, plot and print; see the file's first lines."""
     chosen, wanted = _choices(modes, scales)
     loaded = study.load_model(model, dtype)
     _check(loaded, chosen, samples, pair_samples)
     judge = study.make_judge(data, cache, loaded)
     bench = Bench(loaded, judge, samples, steps, seed_offset)
     path = out.with_name(f"{out.name}.json")
-    run = {
-        **where_and_when(),
-        "arguments": {
-            "model": model,
-            "modes": modes,
-            "scales": scales,
-            "samples": samples,
-            "steps": steps,
-            "dtype": dtype,
-            "pair_samples": pair_samples,
-            "seed_offset": seed_offset,
-            "data": data.name,
-        },
-        "model_sha256": study.digest(loaded),
-        "classifier": judge.about,
+    arguments = {
+        "modes": modes,
+        "scales": scales,
+        "samples": samples,
+        "steps": steps,
+        "dtype": dtype,
+        "pair_samples": pair_samples,
+        "seed_offset": seed_offset,
+        "data": data.name,
     }
-    results = (study.kept(path, run, _fixed) if resume else None) or run
+    run = study.run_of(arguments, model, loaded, judge)
+    results = (kept(path, run, study.in_common) if resume else None) or run
     results.setdefault("notes", NOTES)
-
-    def keep() -> None:
-        study.keep(path, results)
 
     if "reference" not in results:
         results["reference"] = measure_reference(judge, samples)
-        keep()
+        keep(path, results)
     rows: list[dict[str, Any]] = results.setdefault("rows", [])
     for mode, scale in wanted:
         if (mode, scale) not in {(row["mode"], row["scale"]) for row in rows}:
             rows.append(measure_row(bench, mode, scale))
             rows.sort(key=lambda row: (list(MODES).index(row["mode"]), row["scale"]))
-            keep()
+            keep(path, results)
     results["best"] = best = compare(rows, results["reference"]["noise"])
     if "superconditioning" in chosen and "superconditioning" in best:
         scale = best["superconditioning"]["scale"]
         if results.get("dtypes", {}).get("scale") != scale:
             models = {name: fg.load(model, dtype=kind) for name, kind in DTYPES.items()}
             results["dtypes"] = measure_dtypes(bench, models, scale)
-            keep()
+            keep(path, results)
     pairs: list[dict[str, Any]] = results.setdefault("pairs", [])
     for pair in PAIRS if pair_samples else ():
         for mode in chosen:
@@ -278,15 +255,11 @@ def quality(
                 key = (*pair, mode, given, pair_samples)
                 if mode != "unguided" and key not in {_key(row) for row in pairs}:
                     pairs.append(measure_pair(bench, mode, pair, given, pair_samples))
-                    keep()
-    keep()
+                    keep(path, results)
+    keep(path, results)
     plot(results, out.with_name(f"{out.name}.png"))
     report(results, console)
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
-    try:
-        app()
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        sys.exit(f"quality: {error}")
+    start(main)

@@ -11,28 +11,23 @@ half as wide and trained an eighth as long, and that of CFG knows both classes.
 from __future__ import annotations
 
 import copy
-import json
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import golden
 import torch
-from machine import where_and_when
 from matplotlib.colors import PowerNorm
 from picture import panels, write_png
-from rich.console import Console
+from results import RESULTS, console, keep, where_and_when
 from rich.table import Table
 from torch import Tensor, nn
 
 import fastguide as fg
-from fastguide.common.files import write_atomic
 from fastguide.nets import GaussianMixture
 from fastguide.nets.diffuse import alpha_sigma, net_input, prediction_of
 
-ROOT = Path(__file__).parents[1]
 PROCESS, PREDICTION = fg.EDM(0.002, 5.0), fg.Prediction("edm")
 SEED, DEPTH, ON_A_BRANCH = 2, 7, 8  # branches split DEPTH - 1 times
 ANGLES = (math.pi / 4, 5 * math.pi / 4)
@@ -217,7 +212,7 @@ def plot(tree: Tree, drawn: dict[str, Tensor], rows: dict[str, dict[str, float]]
         numbers = f"outliers {found['outliers']:.1%}, misplaced {found['misplaced']:.1%}"
         panel.set(xlim=(-0.6, 2.0), ylim=(-0.6, 2.0), xticks=[], yticks=[], aspect="equal")
         panel.set_title(f"{name}\n{numbers}", fontsize=10)
-    write_png(figure, ROOT / "bench/results/fractal.png", dpi=80)
+    write_png(figure, RESULTS / "fractal.png", dpi=80)
 
 
 def main() -> None:
@@ -233,15 +228,14 @@ def main() -> None:
         table.add_row(
             name, f"{row['log_density']:.2f}", f"{row['outliers']:.2%}", f"{row['misplaced']:.1%}"
         )
-    Console(width=100).print(table)
+    console.print(table)
     content = {
         **where_and_when(),
         "samples": SAMPLES,
         "scales": {"CFG": CFG_SCALE, "autoguidance": AUTO_SCALE},
         "rows": rows,
     }
-    path = ROOT / "bench/results/fractal.json"
-    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+    keep(RESULTS / "fractal.json", content)
     plot(tree, drawn, rows)
 
 

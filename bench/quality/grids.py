@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from results import IMAGES
 
 import fastguide as fg
 from fastguide.common.images import to_pixels
 
-IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 COLUMNS, ZOOM, STEPS = 14, 2, 25
 GRIDS: dict[str, fg.Guidance] = {
     "pag": fg.PAG(1.0),

@@ -1,6 +1,6 @@
 """The tests that need a GPU, in several processes at once: they mostly compile kernels.
 
-    python bench/gpu_tests.py [--jobs 8] [arguments for pytest]
+    python bench/gpu/gpu_tests.py [--jobs 8] [arguments for pytest]
 
 Runs tests/test_gpu*.py, and of every other test file that asks for a GPU the tests whose
 parameters name "cuda".
@@ -17,12 +17,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def files(folder: Path) -> list[Path]:
     """Test files that ask whether there is a GPU."""
-    return [p for p in sorted(folder.glob("test_*.py")) if "cuda.is_available()" in p.read_text()]
+    return [p for p in sorted(folder.rglob("test_*.py")) if "cuda.is_available()" in p.read_text()]
 
 
 class Share:

@@ -4,24 +4,20 @@ model.
 For each mode at each noise level, over some samples: how far its rectified delta is from that of
 the published mode ("vjp"), relative to it. Plain CFG, whose factor is 1, is there to compare.
 
-    python bench/reg_modes.py    # bench/results/reg_modes.json
+    make reg-modes    # bench/results/reg_modes.json
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from machine import where_and_when
-from rich.console import Console
+from results import RESULTS, console, keep, start, where_and_when
 from rich.table import Table
 from torch import Tensor
 
 import fastguide as fg
-from fastguide.common.files import write_atomic
 from fastguide.engine.evaluate import Evaluate
 from fastguide.engine.passes import Conditions, make_passes
 from fastguide.engine.plan import make_plan
@@ -29,7 +25,6 @@ from fastguide.engine.predict import Predict
 from fastguide.nets import GaussianMixture
 from fastguide.reference.step import delta_of
 
-RESULTS = Path(__file__).resolve().parent / "results"
 MODES: dict[str, fg.Guidance] = {
     "CFG": fg.CFG(2.0),
     "vjp": fg.REG(fg.CFG(2.0)),
@@ -80,11 +75,11 @@ def measure(model: fg.Model, samples: int, times: list[float]) -> list[dict[str,
         levels = fg.make_levels(model.process, 20)
         at = min(range(20), key=lambda i: abs(levels.points[i].t - t))
 
-        def keep(progress: fg.Progress, at: int = at, seen: list[Tensor] = seen) -> None:
+        def look(progress: fg.Progress, at: int = at, seen: list[Tensor] = seen) -> None:
             if progress.evaluation == at:
                 seen.append(progress.x.clone())
 
-        fg.sample(model, labels, steps=20, seeds=range(samples), callback=keep)
+        fg.sample(model, labels, steps=20, seeds=range(samples), callback=look)
         level, x = levels.points[at], seen[0]
         deltas = {name: rectified(model, g, level, x) for name, g in MODES.items()}
         published = deltas["vjp"].flatten(1)
@@ -108,13 +103,13 @@ def main(
         "mixture": measure(mixture(), samples, times),
         model: measure(fg.load(model), samples, times),
     }
-    write_atomic(RESULTS / "reg_modes.json", (json.dumps(results, indent=1) + "\n").encode())
+    keep(RESULTS / "reg_modes.json", results)
     for kind in ("mixture", model):
         table = Table("t", *MODES, title=kind)
         for row in results[kind]:
             table.add_row(f"{row['t']:g}", *(f"{row['apart'][name]:.4f}" for name in MODES))
-        Console().print(table)
+        console.print(table)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

@@ -10,25 +10,21 @@ draws have.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import torch
-from machine import where_and_when
 from picture import panels, write_png
-from rich.console import Console
+from results import IMAGES, RESULTS, console, keep, where_and_when
 from rich.table import Table
 from torch import Tensor
 
 import fastguide as fg
-from fastguide.common.files import write_atomic
 from fastguide.nets import GaussianMixture
 from fastguide.solvers import SOLVERS, Solver
 
-ROOT = Path(__file__).parents[1]
 COUNTS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # evaluations
 SAMPLES, DIRECTIONS = 4096, 32
 PROCESS, PREDICTION = fg.EDM(0.002, 80.0), fg.Prediction("edm")
@@ -145,11 +141,10 @@ def main() -> None:
         by_count = {row["evaluations"] + row["evaluations"] % 2: row for row in mine}
         cells = [by_count.get(count, {}) for count in shown]
         table.add_row(name, *(f"{c.get('error', c.get('sliced', math.nan)):.1e}" for c in cells))
-    Console(width=100).print(table)
+    console.print(table)
     content = {**where_and_when(), "samples": SAMPLES, "sliced_floor": floor, "rows": rows}
-    results = ROOT / "bench/results/solvers.json"
-    write_atomic(results, (json.dumps(content, indent=1) + "\n").encode())
-    plot(rows, floor, ROOT / "docs/images/solvers.png")
+    keep(RESULTS / "solvers.json", content)
+    plot(rows, floor, IMAGES / "solvers.png")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
+from results import console
 from rich.progress import track
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
@@ -32,7 +31,6 @@ FLOOR = 0.91  # test accuracy below which the classifier is no judge of anything
 GROUPS = 10  # of the jackknife
 RECIPE = {"epochs": 6, "batch": 256, "rate": 4e-3, "decay": 0.02, "shift": 1, "seed": 0}
 _NAME = "fashion-classifier"
-console = Console(width=None if sys.stdout.isatty() else 110)
 _T = TypeVar("_T")
 
 

@@ -11,19 +11,16 @@ after every point; a run that was stopped goes on.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import study
 import typer
 from families import FAMILIES, Family, Method
-from machine import where_and_when
 from methods_report import plot, show
-from study import CACHE, DATA, RESULTS, Judge, console
+from results import RESULTS, console, keep, kept_or_anew, start
+from study import CACHE, DATA, CacheOption, DataOption, DtypeOption, Judge
 
 import fastguide as fg
-from fastguide.common.heap import keep_freed_memory
 
 STEPS = 25
 TURN = 50  # samples of a batch where methods take turns
@@ -85,22 +82,12 @@ def measure(
     return rows
 
 
-def _fixed(run: dict[str, Any]) -> dict[str, Any]:
-    """What all rows of one file have in common."""
-    return {
-        **run["arguments"],
-        "model_sha256": run["model_sha256"],
-        "others": run.get("others", {}),
-        "classifier": run["classifier"]["sha256"],
-    }
-
-
 def main(
     family: Annotated[str, typer.Argument(help=f"one of {', '.join(FAMILIES)}")],
     samples: Annotated[int | None, typer.Option(help="of a point, instead of its own")] = None,
-    dtype: Annotated[str, typer.Option(help="of the network: fp32 or bf16")] = "bf16",
-    data: Annotated[Path, typer.Option(help="folder with Fashion-MNIST's IDX files")] = DATA,
-    cache: Annotated[Path, typer.Option(help="folder of the classifier")] = CACHE,
+    dtype: DtypeOption = "bf16",
+    data: DataOption = DATA,
+    cache: CacheOption = CACHE,
 ) -> None:
     """Measure, write and plot one family."""
     if family not in FAMILIES:
@@ -115,19 +102,14 @@ def main(
     }
     judge = study.make_judge(data, cache, model)
     path = RESULTS / f"{family}.json"
-    results = study.kept_or_anew(
+    found = kept_or_anew(
         path,
-        {
-            **where_and_when(),
-            "arguments": {"samples": samples, "steps": STEPS, "dtype": dtype},
-            "model": chosen.model,
-            "model_sha256": study.digest(model),
-            "others": {name: study.digest(other) for name, other in others.items()},
-            "classifier": judge.about,
-        },
-        _fixed,
+        study.run_of(
+            {"samples": samples, "steps": STEPS, "dtype": dtype}, chosen.model, model, judge, others
+        ),
+        study.in_common,
     )
-    rows: list[dict[str, Any]] = results.setdefault("rows", [])
+    rows: list[dict[str, Any]] = found.setdefault("rows", [])
     done = {(row["method"], row["weight"], row["conditional"]) for row in rows}
     wanted = points(chosen)
     missing = [point for point in wanted if point not in done]
@@ -142,14 +124,10 @@ def main(
         guidances = {p: guidance_of(wanted[p], p[1], others) for p in group}
         batch = TURN if chosen.in_turns else study.BATCH
         rows += measure(model, judge, guidances, samples, batch, chosen.blind)
-        study.keep(path, results)
-    plot(results, chosen, path.with_suffix(".png"))
-    show(results)
+        keep(path, found)
+    plot(found, chosen, path.with_suffix(".png"))
+    show(found)
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
-    try:
-        typer.run(main)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"methods: {error}")
+    start(main)

@@ -8,27 +8,24 @@ name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from machine import where_and_when
 from picture import panels, write_png
-from rich.console import Console
+from results import RESULTS, console, keep, start, where_and_when
 from rich.table import Table
+from study import DATA, DataOption
 from torch import Tensor
 
 import fastguide as fg
 from fastguide.checkpoint.models import read_description
-from fastguide.common.files import write_atomic
 from fastguide.common.images import from_pixels
 from fastguide.nets.diffuse import from_ratio, net_input
 from fastguide.training import Images, load_images
 
-ROOT = Path(__file__).parents[1]
 TIMES = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # sigma / (alpha + sigma)
 BATCH = 500
 
@@ -59,9 +56,7 @@ def accuracy(
 def main(
     classifier: Annotated[Path, typer.Argument(help="of `fastguide classifier`")],
     clip: Annotated[Path, typer.Argument(help="of `fastguide clip`")],
-    data: Annotated[Path, typer.Option(help="with the test images")] = Path(
-        "/usr/share/datasets/fashion-mnist"
-    ),
+    data: DataOption = DATA,
     count: Annotated[int, typer.Option(help="of test images; a multiple of 500")] = 5000,
 ) -> None:
     """Measure, print, write the JSON and the picture."""
@@ -82,7 +77,7 @@ def main(
     table = Table("sigma / (alpha + sigma)", "classifier", "clip", title="accuracy")
     for row in rows:
         table.add_row(f"{row['time']:.2f}", f"{row['classifier']:.1%}", f"{row['clip']:.1%}")
-    Console(width=100).print(table)
+    console.print(table)
     content: dict[str, Any] = {
         **where_and_when(),
         "images": count,
@@ -93,8 +88,8 @@ def main(
         "logit_scale": pair.logit_scale,
         "rows": rows,
     }
-    path = ROOT / "bench/results/judges.json"
-    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+    path = RESULTS / "judges.json"
+    keep(path, content)
     figure, (panel,) = panels(1, (6, 4))
     for name in ("classifier", "clip"):
         panel.plot(TIMES, [row[name] for row in rows], marker="o", label=name)
@@ -106,4 +101,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

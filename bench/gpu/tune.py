@@ -1,8 +1,8 @@
 """Launch settings of the Triton kernels, measured: writes kernels/tuned.json for this GPU.
 
-    python bench/tune.py [--only step,gram] [--seconds 60] [--tuned FILE] [--out FILE]
-    python bench/tune.py --warm            compile all candidates, so that a later run need not
-    python bench/tune.py --device cpu      try the tool, in Triton's interpreter
+    python bench/gpu/tune.py [--only step,gram] [--seconds 60] [--tuned FILE] [--out FILE]
+    python bench/gpu/tune.py --warm            compile all candidates, so that a later run need not
+    python bench/gpu/tune.py --device cpu      try the tool, in Triton's interpreter
 
 For each case by which a kernel looks its settings up, each candidate is compiled, must not spill,
 must compute what the default does, and is timed; the fastest ones take turns with the default, and

@@ -1,6 +1,6 @@
 """The time and the memory that REG's poster (Gao et al. 2025) gives for CFG and REG, and ours.
 
-    python bench/poster.py [--out FILE] [--seconds 120] [--resume] [--device cpu --tiny]
+    python bench/gpu/poster.py [--out FILE] [--seconds 120] [--resume] [--device cpu --tiny]
 
 Seconds for one batch: DiT-XL/2 at 256 x 256, Stable Diffusion 1.4 at 512, SDXL at 1024; memory of
 one sample. Ours: networks of the same size with random weights in bf16, and exact REG, the network

@@ -1,7 +1,7 @@
 """All that a GPU can show, in one command and within nine minutes.
 
-    python bench/gpu.py                          what `make gpu` runs
-    python bench/gpu.py --device cpu --tiny      try the tool without a GPU
+    python bench/gpu/gpu.py                          what `make gpu` runs
+    python bench/gpu/gpu.py --device cpu --tiny      try the tool without a GPU
 
 Builds the CUDA extension, runs the GPU tests, checks memory accesses and races, tunes the Triton
 kernels (kernels/tuned.json) and runs the benchmarks. Each step has its own time limit, and one that
@@ -12,15 +12,12 @@ a run that is killed leaves what it found. The exit status is 1 where a step fai
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import importlib.util
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -29,67 +26,12 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from record import Deadline, write_json
+from record import ROOT, Deadline, version_of, where_and_when, write_json
 from steps import Step, run_group
 
-ROOT = Path(__file__).resolve().parent.parent
-BENCH = ROOT / "bench"
+HERE = Path(__file__).resolve().parent
 TOTAL = 525.0  # seconds; what starting and ending take comes on top
-GIT = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
 BENCHMARKS = ("tune", "ops", "loops", "poster")
-
-
-def where_and_when(device: torch.device, commit: str | None) -> dict[str, Any]:
-    """Device, driver, versions, date and commit, without fastguide, which may not be built yet."""
-    gpu = device.type == "cuda"
-    properties = torch.cuda.get_device_properties(device) if gpu else None
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit or output_of("git", "describe", *GIT),
-        "device": torch.cuda.get_device_name(device) if gpu else "cpu",
-        "capability": list(torch.cuda.get_device_capability(device)) if gpu else None,
-        "memory": properties.total_memory if properties else None,
-        "multiprocessors": properties.multi_processor_count if properties else None,
-        "driver": output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "nvcc": last_line(output_of("nvcc", "--version")),
-        "versions": {
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "triton": version_of("triton"),
-            "fastguide": fastguide_version(),
-        },
-    }
-
-
-def output_of(*command: str) -> str | None:
-    """What a command prints; None where there is none or it fails."""
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip() or None
-
-
-def last_line(text: str | None) -> str | None:
-    """Of a text, if there is one."""
-    return text.splitlines()[-1] if text else None
-
-
-def version_of(package: str) -> str | None:
-    """Of an installed package."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def fastguide_version() -> str:
-    """Of this source tree."""
-    text = (ROOT / "fastguide/__init__.py").read_text()
-    found = re.search(r'^__version__ = "(.*)"$', text, re.MULTILINE)
-    assert found is not None
-    return found.group(1)
 
 
 def is_installed() -> bool:
@@ -134,20 +76,20 @@ def groups(device: torch.device, tiny: bool, parts: Path, tuned: Path) -> list[l
     def bench(name: str, script: str, limit: float, *options: str, part: str = "") -> Step:
         path = parts / f"{part or name}.json"
         files = ["--out", str(path), "--seconds", "{seconds}"]
-        command = [python, str(BENCH / script), *common, *files, *options]
+        command = [python, str(HERE / script), *common, *files, *options]
         return Step(name, command, limit, part=path, again="--resume" in options)
 
     def check(name: str) -> Step:
         options = ["--tool", name, "--error-exitcode", "9", "--target-processes"]
-        command = [tool or "", *options, "application-only", python, str(BENCH / "every_op.py")]
+        command = [tool or "", *options, "application-only", python, str(HERE / "every_op.py")]
         missing = needs or (None if tool else "compute-sanitizer is not installed")
         return Step(name, command, 150.0, environment=alone, missing=missing, skips=[unsupported])
 
     def warm(name: str, script: str) -> Step:
-        command = [python, str(BENCH / script), "--warm", *common, "--seconds", "{seconds}"]
+        command = [python, str(HERE / script), "--warm", *common, "--seconds", "{seconds}"]
         return Step(name, command, 120.0, missing=needs)
 
-    tests = Step("tests", [python, str(BENCH / "gpu_tests.py")], 170.0)
+    tests = Step("tests", [python, str(HERE / "gpu_tests.py")], 170.0)
     return [
         [build_step(device)],
         [
@@ -245,9 +187,10 @@ def main(arguments: list[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU; --device cpu --tiny tries the tool without one")
     head = {**where_and_when(device, given.commit), "tiny": given.tiny}
+    card = head["device"]["gpu"] or "cpu"
     trial = ROOT / "out" / "gpu"
-    folder = trial if given.tiny else BENCH / "results"
-    path = (given.out or folder / f"gpu-{slug(head['device'])}.json").absolute()
+    folder = trial if given.tiny else ROOT / "bench/results"
+    path = (given.out or folder / f"gpu-{slug(card)}.json").absolute()
     tuned = given.tuned or (trial / "tuned.json" if given.tiny else ROOT / "kernels/tuned.json")
     wanted = given.only.split(",") if given.only else None
     with tempfile.TemporaryDirectory() as name:

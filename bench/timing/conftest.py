@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "common"))
 from machine import where_and_when
 
 from fastguide.common.files import write_atomic
 from fastguide.common.heap import keep_freed_memory
 
-BASELINE = Path(__file__).with_name("baseline.json")
+BASELINE = Path(__file__).parents[1] / "baseline.json"
 TOLERANCE = 1.10
 
 

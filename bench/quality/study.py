@@ -1,35 +1,33 @@
-"""What the studies of quality share: a judge of samples, and results that a stopped run goes on
-with.
-"""
+"""What the studies of a model's samples share: models, a judge, samples drawn in turns, options."""
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import classifier
 import torch
+import typer
 from classifier import Classifier, FrechetTo
+from results import ROOT, where_and_when
 from torch import Tensor
 
 import fastguide as fg
 from fastguide.assets import bundled
 from fastguide.checkpoint.models import read_description
-from fastguide.common.files import write_atomic
 from fastguide.common.images import to_pixels
 from fastguide.training.data import Images, load_images
 
-HERE = Path(__file__).resolve().parent
-DATA, CACHE = Path("/usr/share/datasets/fashion-mnist"), HERE.parent / "out"
-RESULTS = HERE / "results"
+DATA, CACHE = Path("/usr/share/datasets/fashion-mnist"), ROOT / "out"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BATCH = 250
-console = classifier.console
+DataOption = Annotated[Path, typer.Option(help="folder with Fashion-MNIST's IDX files")]
+CacheOption = Annotated[Path, typer.Option(help="folder of the classifier")]
+DtypeOption = Annotated[str, typer.Option(help="of the network: fp32 or bf16")]
 
 
 def load_model(name: str, dtype: str) -> fg.Model:
@@ -159,38 +157,30 @@ def draw(
     return [(torch.cat(p), statistics.median(s)) for p, s in zip(pixels, seconds, strict=True)]
 
 
-def keep(path: Path, results: dict[str, Any]) -> None:
-    """Write results, whole or not at all."""
-    write_atomic(path, (json.dumps(results, indent=1) + "\n").encode())
-
-
-def kept(
-    path: Path, run: dict[str, Any], fixed: Callable[[dict[str, Any]], dict[str, Any]]
-) -> dict[str, Any] | None:
-    """The results at `path` for `run` to go on with; None where there are none.
-
-    Raises:
-        ValueError: what all rows of a file have in common, `fixed`, is not that of this run.
-    """
-    if not path.is_file():
-        return None
-    results: dict[str, Any] = json.loads(path.read_text())
-    before, now = fixed(results), fixed(run)
-    for name in now:
-        if before[name] != now[name]:
-            raise ValueError(
-                f"{name} is {now[name]!r}, but to go on with {path} it should be {before[name]!r}"
-            )
-    results.setdefault("resumed", []).append(run)
-    return results
-
-
-def kept_or_anew(
-    path: Path, run: dict[str, Any], fixed: Callable[[dict[str, Any]], dict[str, Any]]
+def run_of(
+    arguments: dict[str, Any],
+    name: str,
+    model: fg.Model,
+    judge: Judge,
+    others: Mapping[str, Other] | None = None,
 ) -> dict[str, Any]:
-    """The results at `path` to go on with, or new ones; says why it leaves old ones behind."""
-    try:
-        return kept(path, run, fixed) or run
-    except ValueError as error:
-        console.print(f"measuring anew: {error}")
-        return run
+    """What a file of results begins with: where, when and how, the models and the classifier."""
+    return {
+        **where_and_when(),
+        "arguments": arguments,
+        "model": name,
+        "model_sha256": digest(model),
+        "others": {key: digest(other) for key, other in (others or {}).items()},
+        "classifier": judge.about,
+    }
+
+
+def in_common(run: dict[str, Any]) -> dict[str, Any]:
+    """What all rows of one file have in common; paths and the choice of rows are not of it."""
+    chosen = ("samples", "steps", "dtype", "seed_offset")
+    return {
+        **{name: run["arguments"][name] for name in chosen if name in run["arguments"]},
+        "model_sha256": run["model_sha256"],
+        "others": run.get("others", {}),
+        "classifier": run["classifier"]["sha256"],
+    }

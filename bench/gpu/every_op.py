@@ -1,6 +1,6 @@
 """Every op once at small odd sizes against its reference: what the sanitizer watches.
 
-python bench/every_op.py [--device cpu]
+python bench/gpu/every_op.py [--device cpu]
 """
 
 from __future__ import annotations

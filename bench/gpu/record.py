@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "common"))  # `memory` is there too
+from machine import ROOT as ROOT
+from machine import version_of as version_of
+from machine import where_and_when as where_and_when
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from record import Deadline
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TAIL = 4000  # characters of a step's output that are kept
 TICK = 5.0  # seconds
 LEAST = 5.0  # seconds that a step needs to be worth starting

@@ -12,20 +12,18 @@ Results are written after every cell, and a run that was stopped goes on.
 from __future__ import annotations
 
 import statistics
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import classifier
 import study
 import typer
-from machine import where_and_when
 from picture import panels, write_png
+from results import RESULTS, console, keep, kept_or_anew, start
 from rich.table import Table
-from study import CACHE, DATA, RESULTS, Judge, console
+from study import CACHE, DATA, CacheOption, DataOption, DtypeOption, Judge
 
 import fastguide as fg
-from fastguide.common.heap import keep_freed_memory
 
 STEPS = (10, 20, 50, 100, 1000)
 NOISE: dict[str, dict[str, Any]] = {
@@ -75,39 +73,25 @@ def show(cells: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def _fixed(run: dict[str, Any]) -> dict[str, Any]:
-    """What all cells of one file have in common."""
-    return {
-        "dtype": run["dtype"],
-        "model": run["model"],
-        "classifier": run["classifier"]["sha256"],
-    }
-
-
 def main(
     model: Annotated[str, typer.Argument(help="folder of an unconditional model")] = "out/eps",
     samples: Annotated[int, typer.Option(help="of a cell up to 100 steps")] = 1000,
     long_samples: Annotated[int, typer.Option(help="of a cell of 1000 steps")] = 250,
-    dtype: Annotated[str, typer.Option(help="of the network: fp32 or bf16")] = "bf16",
-    data: Annotated[Path, typer.Option(help="folder with Fashion-MNIST's IDX files")] = DATA,
-    cache: Annotated[Path, typer.Option(help="folder of the classifier")] = CACHE,
+    dtype: DtypeOption = "bf16",
+    data: DataOption = DATA,
+    cache: CacheOption = CACHE,
 ) -> None:
     """Measure, write and plot the table."""
     loaded = study.load_model(model, dtype)
     judge = study.make_judge(data, cache, loaded)
     path = RESULTS / "ddim_table.json"
-    results = study.kept_or_anew(
+    found = kept_or_anew(
         path,
-        {
-            **where_and_when(),
-            "dtype": dtype,
-            "model": {"sha256": study.digest(loaded), "process": repr(loaded.process)},
-            "classifier": judge.about,
-        },
-        _fixed,
+        study.run_of({"dtype": dtype}, model, loaded, judge),
+        study.in_common,
     )
-    cells: list[dict[str, Any]] = results.setdefault("cells", [])
-    floors: dict[str, float] = results.setdefault("train_images", {})
+    cells: list[dict[str, Any]] = found.setdefault("cells", [])
+    floors: dict[str, float] = found.setdefault("train_images", {})
     for count in (samples, long_samples):  # fewer samples, larger distance: what real images have
         if str(count) not in floors:
             draws = classifier.balanced_draws(judge.train.labels, count, 20)
@@ -120,14 +104,10 @@ def main(
                 continue
             cells.append(cell(loaded, judge, noise, steps, count))
             console.print(cells[-1])
-            study.keep(path, results)
+            keep(path, found)
     plot(cells, floors, path.with_suffix(".png"))
     show(cells)
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
-    try:
-        typer.run(main)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"ddim_table: {error}")
+    start(main)

@@ -19,6 +19,13 @@ def panels(count: int, size: tuple[float, float], rows: int = 1) -> tuple[Figure
     return figure, list(figure.subplots(rows, count, squeeze=False).flat)
 
 
+def log_axis(axis: Any) -> None:
+    """Values on a logarithmic scale, written as they are."""
+    axis.set_yscale("log")
+    for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        ticks("{x:.3g}")
+
+
 def write_png(figure: Figure, path: Path, dpi: int) -> None:
     """Write `figure` to `path`."""
     buffer = io.BytesIO()

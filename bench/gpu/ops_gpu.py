@@ -1,6 +1,6 @@
 """The ops on a GPU beside what its memory and its matrix units can do, measured in the same run.
 
-    python bench/ops_gpu.py [--out FILE] [--seconds 60] [--device cpu --tiny]
+    python bench/gpu/ops_gpu.py [--out FILE] [--seconds 60] [--device cpu --tiny]
 
 Bytes are those of the inputs and outputs, each once; the ceiling is a device-to-device copy that
 reads and writes as many bytes in all. Operations are those of the matrix products; the ceiling is

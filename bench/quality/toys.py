@@ -9,7 +9,6 @@ the distance of samples, drawn by the library, from the density that guidance is
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +17,14 @@ from typing import Any
 import golden
 import torch
 from golden import Tabulated
-from machine import where_and_when
 from picture import panels, write_png
-from rich.console import Console
+from results import RESULTS, console, keep, where_and_when
 from rich.table import Table
 from torch import Tensor
 
 import fastguide as fg
-from fastguide.common.files import write_atomic
 from fastguide.nets import GaussianMixture
 
-ROOT = Path(__file__).parents[1]
 PROCESS, PREDICTION = fg.EDM(0.002, 80.0), fg.Prediction("edm")
 RATIOS = [0.03 * (10 / 0.03) ** (i / 24) for i in range(25)]  # sigma / alpha
 WEIGHTS = (0.5, 1.0, 2.0, 4.0)  # of samples; the predictions are compared at 1
@@ -242,7 +238,7 @@ def plot(results: list[dict[str, Any]], shown: Tensor, path: Path) -> None:
 
 def main() -> None:
     """Measure, print, write the JSON and the picture."""
-    console, results, shown = Console(width=100), [], {}
+    results, shown = [], {}
     for case in CASES:
         rows, last = samples(case)
         shown = last or shown
@@ -257,8 +253,8 @@ def main() -> None:
             console.print(table)
     content = {**where_and_when(), "quoted": quoted(), "cases": results}
     console.print(f"Gaussian, alpha^2 = 1/2, w = 1, x in [-3, 3]: {content['quoted']}")
-    write_atomic(ROOT / "bench/results/toys.json", (json.dumps(content, indent=1) + "\n").encode())
-    plot(results, shown, ROOT / "bench/results/toys.png")
+    keep(RESULTS / "toys.json", content)
+    plot(results, shown, RESULTS / "toys.png")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from families import Family
-from picture import panels, write_png
+from picture import log_axis, panels, write_png
+from results import console
 from rich.table import Table
-from study import console
 
 LABELS = {"frechet": "Frechet distance", "accuracy": "share of the right class"}
 
@@ -43,9 +43,7 @@ def plot(results: dict[str, Any], family: Family, path: Path) -> None:
             title=("with" if conditional else "without") + " conditions",
         )
         if of == "frechet":
-            axis.set_yscale("log")
-            for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-                ticks("{x:.3g}")
+            log_axis(axis)
     axes[0].legend()
     write_png(figure, path, 100)
 
@@ -76,9 +74,7 @@ def plot_front(results: dict[str, Any], family: Family, path: Path) -> None:
             note = f"{row['weight']:g}"
             axis.annotate(note, (x, y), (4, 4), textcoords="offset points", fontsize=7)
     axis.set(xlabel="score of the classifier (more is better)", ylabel=LABELS["frechet"])
-    axis.set_yscale("log")
-    for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-        ticks("{x:.3g}")
+    log_axis(axis)
     axis.legend(fontsize=8)
     write_png(figure, path, 100)
 
