@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from fastguide.nets.attention import shuffled
-from fastguide.nets.timed import timed
 from fastguide.staging.attention import Meet
 from fastguide.staging.backends import native
 from fastguide.staging.contract import Routing, Segment
@@ -28,6 +26,8 @@ from fastguide.staging.perturbation import (
     Skipped,
 )
 from fastguide.staging.probe import Call, Leaf
+from fastguide.staging.shuffled import shuffled
+from fastguide.staging.timed import timed
 from fastguide.staging.treat import Grid, Treat
 from fastguide.staging.twin import answering, replaced
 

@@ -17,12 +17,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from fastguide.nets.timed import timed
 from fastguide.staging.block import run_block
 from fastguide.staging.contract import PLAIN, TIME, Routing, Stage
 from fastguide.staging.grid import grid_of
 from fastguide.staging.layers import Layer, find_layers, submodules
 from fastguide.staging.probe import Calls, one_sample, probe
+from fastguide.staging.timed import timed
 from fastguide.staging.twin import answering, replaced
 
 Grid = Callable[[int, tuple[int, ...]], tuple[int, ...]]

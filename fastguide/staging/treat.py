@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from fastguide import ops
-from fastguide.nets.attention import nag
 from fastguide.staging.attention import Attention, Scores
 from fastguide.staging.contract import Routing, Segment
 from fastguide.staging.masked import identity_with_context
+from fastguide.staging.normalized import nag
 from fastguide.staging.perturbation import BlurredQueries, Identity, Perturbation
 from fastguide.staging.probe import Met
 
