@@ -4,31 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from fastguide.process import EDM, VP, Flow, Prediction
 
-if TYPE_CHECKING:
-    from fastguide.engine.threshold import DynamicThreshold
-    from fastguide.solvers import Solver
-    from fastguide.spacing import Levels
-
 Net = Callable[[Tensor, Tensor, Any], Tensor]
-
-
-@dataclass(frozen=True)
-class Usual:
-    """How a model is usually run: what holds where the caller names nothing else.
-
-    Args:
-        levels, solver, clamp: as `fastguide.Sampler` takes them.
-    """
-
-    levels: Levels
-    solver: Solver
-    clamp: tuple[float, float] | DynamicThreshold | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +32,8 @@ class Model:
         variance: whether the network returns 2 C channels, the second half a variance per element
             in [-1, 1] (ADM, DiT-XL/2): what `ddpm(variance="learned")` reads.
         class_names: names of the class labels, where the condition is one.
-        usual: how a run of so many steps usually is; None for the process's usual spacing and DDIM.
+        usual: how a run of so many steps usually is, a `fastguide.sampling.course.Usual`; None for
+            the process's usual spacing and DDIM.
     """
 
     net: Net
@@ -62,7 +45,7 @@ class Model:
     negative: bool = False
     class_names: tuple[str, ...] = ()
     variance: bool = False
-    usual: Callable[[int], Usual] | None = None
+    usual: Callable[[int], Any] | None = None
 
     @property
     def parameter(self) -> Tensor | None:

@@ -118,6 +118,19 @@ def largest_batch(small: Memory, large: Memory, batch: int, free: int) -> int:
     return max(int((free - fixed) / max(each, 1)), 0)
 
 
+def what_fits(small: Memory, large: Memory, batch: int, free: int) -> str:
+    """The error of a captured run of `batch` samples that does not fit into `free` bytes, by
+    estimates for 1 and for `batch`.
+    """
+    fits = min(largest_batch(small, large, batch, free), batch - 1)
+    advice = f"{fits} samples may fit" if fits else "not even one sample may fit"
+    return (
+        f"a captured run of {batch} samples does not fit: it takes about "
+        f"{large.run / 2**20:.0f} MiB beside the weights, {free / 2**20:.0f} MiB are free; "
+        f"by the estimate {advice}"
+    )
+
+
 def _short(plan: Plan) -> Plan:
     """The plan with each pattern once."""
     seen: dict[Pattern | None, int] = {None: 0}

@@ -20,6 +20,15 @@ Clamp = float | tuple[float, float] | DynamicThreshold | None
 
 
 @dataclass(frozen=True)
+class Usual:
+    """How a model is usually run: what holds where the caller names nothing else."""
+
+    levels: Levels
+    solver: Solver
+    clamp: Bounds = None
+
+
+@dataclass(frozen=True)
 class Course:
     """The arguments of `fastguide.Sampler` with these names."""
 
@@ -56,7 +65,7 @@ class Course:
         spacing, levels = self.spacing, self.levels
         if isinstance(spacing, str):
             spacing = by_name("spacing", spacing, SPACINGS)
-        usual = None if model.usual is None else model.usual(self.steps)
+        usual: Usual | None = None if model.usual is None else model.usual(self.steps)
         if levels is None and spacing is None and usual is not None:
             levels = usual.levels
         if levels is None:

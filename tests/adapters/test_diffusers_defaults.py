@@ -1,4 +1,4 @@
-"""A network with its scheduler samples as the plain loop of the two does, and names what differs."""
+"""A network with its scheduler samples as the plain loop of the two; what is named wins."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ def test_as_the_scheduler_would(name):
 def test_as_the_flow_scheduler_would(name):
     net, scheduler = sd3(), FLOWS[name]()
     texts = [{"text": rand(B, 7, 32), "pooled": rand(B, 64)} for _ in range(2)]
-    noise = rand(B, 4, 16, 16)
+    noise = rand(B, 4, 8, 8)
     told = {}
     if scheduler.config.get("use_dynamic_shifting"):
-        told = {"mu": 0.5 + (64 - 256) * (1.15 - 0.5) / (4096 - 256)}
+        told = {"mu": 0.5 + (16 - 256) * (1.15 - 0.5) / (4096 - 256)}
 
     def predict(x, t):
         return (
@@ -145,15 +145,15 @@ def test_nag_is_the_identity_before_the_text_is_read():
     text, negative, noise = rand(B, 7, 24), rand(B, 7, 24), rand(B, 4, 16, 16)
 
     def run(guidance):
-        how = {"negative": negative, "noise": noise, "steps": 3, "seeds": range(B)}
-        return fg.sample(model, text, guidance, **how)
+        away = {"negative": negative} if guidance is not None else {}
+        return fg.sample(model, text, guidance, steps=3, seeds=range(B), noise=noise, **away)
 
     first = next(n for n in names if n.startswith("down_blocks.0.attentions.0"))
     rest = [n for n in names if n != first]
     everywhere = run(fg.NAG(3.0))
     assert torch.equal(everywhere, run(fg.NAG(3.0, layers=rest)))
     assert not torch.allclose(everywhere, run(fg.NAG(3.0, layers=first)))
-    assert torch.equal(run(fg.NAG(3.0, layers=first)), run(None))
+    torch.testing.assert_close(run(fg.NAG(3.0, layers=first)), run(None), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("rows", ["batched", "sequential"])

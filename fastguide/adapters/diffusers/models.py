@@ -12,7 +12,8 @@ from typing import Any
 from fastguide.adapters.diffusers.flux import Flux
 from fastguide.adapters.diffusers.networks import adapt
 from fastguide.adapters.diffusers.schedulers import course_of, meaning_of
-from fastguide.model import Model, Usual
+from fastguide.model import Model
+from fastguide.sampling.course import Usual
 
 PATCH = 2  # pixels a side of a token of latents, in all families whose shifts follow their number
 
