@@ -33,6 +33,8 @@ class Model:
         variance: whether the network returns 2 C channels, the second half a variance per element
             in [-1, 1] (ADM, DiT-XL/2): what `ddpm(variance="learned")` reads.
         class_names: names of the class labels, where the condition is one.
+        usual: how a run of so many steps usually is, a `fastguide.sampling.course.Usual`; None for
+            the process's usual spacing and DDIM.
         layers: for a network without stages of its own whose layers guidance should reach, which of
             its submodules they are: a list of blocks ("blocks"), several, or "auto". `net` is then
             `fg.ByModules(net, layers)`, which has further settings.
@@ -47,6 +49,7 @@ class Model:
     negative: bool = False
     class_names: tuple[str, ...] = ()
     variance: bool = False
+    usual: Callable[[int], Any] | None = None
     layers: str | Sequence[str] | None = None
 
     @property
