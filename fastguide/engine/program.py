@@ -219,6 +219,7 @@ class _Layout:
             for number, group in enumerate(groups)
             for index, block in enumerate(group)
         }
+        begun = {block: (0, block) for block in rows}
         cuts: dict[int, list[Cut]] = {}
         entered: list[tuple[int, list[Branch], int | None, tuple[int, ...] | None]] = []
         for first, group in zip(firsts, groups, strict=True):
@@ -238,7 +239,7 @@ class _Layout:
                 0,
                 (
                     replace(
-                        self.step(0, group, ()),
+                        self.step(0, group, (), begun),
                         cuts=tuple(cuts.get(number, ())),
                         resumes=resumes,
                         units=len(names) - first,
