@@ -62,8 +62,7 @@ def submodules(net: nn.Module, names: str | Sequence[str]) -> list[str]:
     modules = dict(net.named_modules())
     blocks: list[str] = []
     for name in (names,) if isinstance(names, str) else names:
-        pattern = re.compile(re.escape(name).replace(r"\*", "[^.]+"))
-        found = [path for path in modules if path and pattern.fullmatch(path)]
+        found = matching(net, name)
         if not found:
             lists = dict.fromkeys(path.rpartition(".")[0] for path in _in_lists(net))
             raise ValueError(
@@ -77,6 +76,12 @@ def submodules(net: nn.Module, names: str | Sequence[str]) -> list[str]:
             else:
                 blocks.append(path)
     return list(dict.fromkeys(blocks))
+
+
+def matching(net: nn.Module, pattern: str) -> list[str]:
+    """The paths of submodules that fit a pattern, in which `*` stands for one name."""
+    fits = re.compile(re.escape(pattern).replace(r"\*", "[^.]+"))
+    return [path for path, _ in net.named_modules() if path and fits.fullmatch(path)]
 
 
 def _in_lists(module: nn.Module, prefix: str = "") -> Iterator[str]:

@@ -57,7 +57,7 @@ class Treat:
 
     def check(self) -> None:
         """Raise ValueError unless the layer called what it calls, and guidance could act on it."""
-        if self.number != len(self.met):
+        if self.number not in (len(self.met), self.rows * len(self.met)):
             raise ValueError(
                 f"the layer {self.layer!r} attended {self.number} times, but {len(self.met)} times "
                 "when the network was looked at"
@@ -69,7 +69,9 @@ class Treat:
             )
 
     def attend(self, call: Attention) -> Tensor:
-        """The attention of all rows."""
+        """The attention of all rows; of one row, where the layer goes through them in turn."""
+        if self.rows > 1 and call.q.shape[0] == 1 and self.met:
+            return self._of_row(call)
         met = self._next(call.q.shape[-2], call.k.shape[-2])
         if not met.images:
             return call.plain()
@@ -81,6 +83,19 @@ class Treat:
                 1
             )
         return self._by_segment(call, met)
+
+    def _of_row(self, call: Attention) -> Tensor:
+        block = self.number // len(self.met) * self.segments[-1].stop // self.rows
+        met = self._next(call.q.shape[-2], call.k.shape[-2])
+        if not met.images or call.q.ndim != 4:
+            return call.plain()
+        segment = next(one for one in self.segments if one.start <= block < one.stop)
+        if segment.against is not None or self._wanted(segment):
+            raise ValueError(
+                f"layers has {self.layer!r}, which attends one row at a time, where neither NAG "
+                "nor the mask of SAG reaches"
+            )
+        return _mixed(call, met, segment.how, self.grid)
 
     def _by_segment(self, call: Attention, met: Met) -> Tensor:
         segments = self.segments
@@ -121,13 +136,13 @@ class Treat:
         return weights[0] if len(weights) == 1 else torch.cat(weights)
 
     def _next(self, queries: int, keys: int) -> Met:
-        if self.number >= len(self.met) or self.met[self.number].tokens != (queries, keys):
+        met = self.met[self.number % len(self.met)] if self.met else None
+        if met is None or met.tokens != (queries, keys):
             known = [one.tokens for one in self.met]
             raise ValueError(
                 f"the layer {self.layer!r} attends with {queries} queries and {keys} keys in its "
                 f"call {self.number}, but the network was seen to do so with {known}"
             )
-        met = self.met[self.number]
         self.number += 1
         if met.torn and met.images:
             raise ValueError(

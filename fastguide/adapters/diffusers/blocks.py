@@ -1,0 +1,95 @@
+"""What the networks of diffusers are made of: the data that staging by modules takes, and nothing
+about how they work. A class that is not here runs with its outermost lists of blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fastguide.adapters.diffusers.network import class_name
+from fastguide.staging.layers import matching
+from fastguide.staging.modules import Modules
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Of one class of networks.
+
+    Args:
+        layers: lists of blocks, or patterns, in the order in which they run.
+        time: the submodule that embeds the time.
+        parts, units, middle: as in `fastguide.staging.modules.Modules`; patterns of units and of
+            the middle that a network does not have are left out.
+    """
+
+    layers: tuple[str, ...]
+    time: str | None = None
+    parts: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    middle: tuple[str, ...] = ()
+
+
+_JOINT = ("transformer_blocks",)
+_DOUBLE = ("transformer_blocks", "single_transformer_blocks")
+_LUMINA = ("noise_refiner", "layers")
+_HALVES = ("down_blocks.*", "mid_block", "up_blocks.*")
+
+BLOCKS: dict[str, Blocks] = {
+    "UNet2DConditionModel": Blocks(
+        tuple(f"{half}.attentions.*.transformer_blocks.*" for half in _HALVES),
+        "time_embedding",
+        ("attn1",),
+        tuple(f"{half}.resnets.*" for half in _HALVES),
+        ("mid_block.attentions.*.transformer_blocks.*.attn1",),
+    ),
+    "UNet2DModel": Blocks(
+        tuple(f"{half}.attentions.*" for half in _HALVES),
+        "time_embedding",
+        (),
+        tuple(f"{half}.resnets.*" for half in _HALVES),
+        ("mid_block.attentions.*",),
+    ),
+    "AuraFlowTransformer2DModel": Blocks(
+        ("joint_transformer_blocks", "single_transformer_blocks"), "time_step_proj"
+    ),
+    "ChromaTransformer2DModel": Blocks(_DOUBLE),
+    "CogVideoXTransformer3DModel": Blocks(_JOINT, "time_embedding"),
+    "CogView4Transformer2DModel": Blocks(_JOINT, "time_condition_embed"),
+    "DiTTransformer2DModel": Blocks(_JOINT),
+    "Flux2Transformer2DModel": Blocks(_DOUBLE, "time_guidance_embed"),
+    "FluxTransformer2DModel": Blocks(_DOUBLE, "time_text_embed"),
+    "HunyuanVideoTransformer3DModel": Blocks(_DOUBLE, "time_text_embed"),
+    "LTXVideoTransformer3DModel": Blocks(_JOINT, "time_embed.emb"),
+    "Lumina2Transformer2DModel": Blocks(_LUMINA, "time_caption_embed"),
+    "MochiTransformer3DModel": Blocks(_JOINT, "time_embed"),
+    "PixArtTransformer2DModel": Blocks(_JOINT, "adaln_single.emb"),
+    "QwenImageTransformer2DModel": Blocks(_JOINT, "time_text_embed"),
+    "SD3Transformer2DModel": Blocks(_JOINT, "time_text_embed"),
+    "WanTransformer3DModel": Blocks(("blocks",), "condition_embedder"),
+    "ZImageTransformer2DModel": Blocks(_LUMINA, "t_embedder"),
+}
+
+
+def modules_of(net: nn.Module, inner: Any, prefix: str, **settings: Any) -> Modules:
+    """`net`, which calls the network `inner` of diffusers that it has at the path `prefix`, staged
+    by its modules; `settings` as `Modules` takes them go before the table's.
+
+    Raises:
+        ValueError: the network is of no list of blocks.
+    """
+    blocks = BLOCKS.get(class_name(inner))
+    known: dict[str, Any] = {}
+    if blocks is not None:
+        layers = _there(inner, blocks.layers)
+        known = {"layers": layers, "parts": blocks.parts, "time": blocks.time}
+        known["units"] = _there(inner, blocks.units)
+        known["middle"] = _there(inner, blocks.middle)
+    return Modules(net, prefix=prefix, **{**known, **settings})
+
+
+def _there(net: nn.Module, patterns: tuple[str, ...]) -> list[str]:
+    """The submodules that the patterns stand for; a U-Net may have no attention in one half."""
+    return [path for pattern in patterns for path in matching(net, pattern)]
