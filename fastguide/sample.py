@@ -29,7 +29,7 @@ from fastguide.sampling.planning import Planned, make_ready
 from fastguide.sampling.running import Runner
 from fastguide.sampling.setup import set_up
 from fastguide.sampling.warmup import warm_up
-from fastguide.solvers import Solver, ddim
+from fastguide.solvers import Solver
 from fastguide.spacing import Levels
 
 if TYPE_CHECKING:
@@ -42,12 +42,15 @@ class Sampler:
     Args:
         model: what to sample (`fastguide.load`, or a `Model` around any network).
         guidance: a guidance or a sum of them; None for none.
-        solver: a solver, with options as in `ddim(eta=1.0)`, or its name.
+        solver: a solver, with options as in `ddim(eta=1.0)`, or its name; by default the model's
+            usual one, `ddim` where it says nothing.
         steps: solver steps, 1 or more.
-        spacing: which levels the steps visit, or its name; by default the process's usual one.
+        spacing: which levels the steps visit, or its name; by default the model's usual one, or
+            the process's.
         levels: the levels themselves, instead of `steps` and `spacing`.
         clamp: bound of the denoised image: a number for [-clamp, clamp], a pair, or a
-            `DynamicThreshold`. The noise that x holds is that beside the clamped image, as in ADM.
+            `DynamicThreshold`; by default the model's usual one, mostly none (`math.inf` is none).
+            The noise that x holds is that beside the clamped image, as in ADM.
         dtype: the network's dtype: fp32, bf16 or fp16; by default its own. Where it differs the
             sampler makes a copy of the network (`load(..., dtype=)` saves that). x stays fp32.
         shape: of one sample, by default the model's; the network must be able to take it.
@@ -73,7 +76,7 @@ class Sampler:
         self,
         model: Model,
         guidance: Guidance | None = None,
-        solver: Solver | str = ddim,
+        solver: Solver | str | None = None,
         steps: int = 25,
         spacing: Configured[Levels] | str | None = None,
         levels: Levels | None = None,
@@ -251,7 +254,7 @@ def sample(
     model: Model,
     cond: Any = None,
     guidance: Guidance | None = None,
-    solver: Solver | str = ddim,
+    solver: Solver | str | None = None,
     steps: int = 25,
     seeds: int | Iterable[int] | Tensor = 0,
     *,
