@@ -12,6 +12,7 @@ import fastguide as fg
 
 diffusers = pytest.importorskip("diffusers")
 
+from perturbed_diffusers import ByHand, Guided  # noqa: E402
 from tiny_diffusers import B, filled, pixart, rand, sd  # noqa: E402
 from tiny_pipelines import (  # noqa: E402
     PIPES,
@@ -440,52 +441,55 @@ def test_what_we_do_not_have_is_an_error():
         fg.from_diffusers(torch.nn.Linear(2, 2), pipe.scheduler)
 
 
-def test_networks_that_are_not_staged():
-    """All that needs no layers works, and the error of what does names what is missing."""
+def test_networks_without_stages_by_hand():
+    """They run by their modules, and so guidance reaches their layers too."""
     net = sd()
     net.enable_freeu(0.9, 0.2, 1.2, 1.4)
     pipe = sd_pipe(unet=net)
     want = result(pipe(**sd_call(guidance_scale=4.0)))
     check(result(fg.accelerate(pipe, fg.CFG(4.0))(**sd_call())), want)
-    icg = result(fg.accelerate(pipe, fg.CFG(4.0) + fg.ICG(2.0))(**sd_call()))
-    assert (icg - want).abs().max() > 0.01
-    why = (
-        r"the layers \['mid'\], but the UNet2DConditionModel cannot run in stages: FreeU is enabled"
-    )
-    with pytest.raises(ValueError, match=why):
-        fg.accelerate(pipe, fg.PAG(1.0))
-    with pytest.raises(ValueError, match=why):
-        fg.Sampler(fg.from_diffusers(net, pipe.scheduler), fg.PAG(1.0))
+    for one in (fg.ICG(2.0), fg.PAG(2.0)):
+        got = result(fg.accelerate(pipe, fg.CFG(4.0) + one)(**sd_call()))
+        assert (got - want).abs().max() > 0.01
     model = fg.from_diffusers(net, pipe.scheduler)
     text = rand(B, 7, 24, seed=1)
     known = {"steps": 4, "seeds": range(B), "negative": -text}
     net.disable_freeu()
     staged = fg.from_diffusers(net, pipe.scheduler)
     net.enable_freeu(1.0, 1.0, 1.0, 1.0)  # enabled, but of no effect
-    check(
-        fg.sample(staged, text, fg.CFG(4.0), **known), fg.sample(model, text, fg.CFG(4.0), **known)
-    )
+    for guidance in (fg.CFG(4.0), fg.CFG(4.0) + fg.PAG(2.0) + fg.SLG(1.0)):
+        check(fg.sample(staged, text, guidance, **known), fg.sample(model, text, guidance, **known))
 
 
-def test_what_is_missing_is_named():
-    """By the sampler and the pipeline alike: the class, or the part of it that is not known."""
+def test_networks_by_their_blocks():
+    """A part that the stages do not know, and a class that has none."""
     gated = sd(attention_type="gated")
-    cases = {
-        "UNet2DConditionModel cannot run in stages: its transformers have GLIGEN": gated,
-        "fastguide has no stages for a HunyuanDiT2DModel": diffusers.HunyuanDiT2DModel(
-            num_layers=2,
-            num_attention_heads=2,
-            attention_head_dim=8,
-            in_channels=4,
-            sample_size=8,
-            patch_size=2,
-        ),
-    }
-    for why, net in cases.items():
-        with pytest.raises(ValueError, match=why):
-            fg.Sampler(fg.from_diffusers(net, ddim(), (4, 16, 16)), fg.PAG(1.0))
-    with pytest.raises(ValueError, match="its transformers have GLIGEN"):
-        fg.accelerate(sd_pipe(unet=gated), fg.PAG(1.0))
+    text = {"encoder_hidden_states": rand(B, 7, 24, seed=1)}
+    model = fg.from_diffusers(gated, ddim(), (4, 16, 16))
+    known = {"steps": 2, "seeds": range(B), "negative": {"encoder_hidden_states": -text[NAME]}}
+    off = fg.sample(model, text, fg.CFG(2.0), **known)
+    got = fg.sample(model, text, fg.CFG(2.0) + fg.PAG(2.0), **known)
+    assert (got - off).abs().max() > 1e-3 * off.abs().max()
+    linear = diffusers.StableAudioDiTModel(
+        sample_size=8,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        num_key_value_attention_heads=1,
+        out_channels=4,
+        cross_attention_dim=12,
+        time_proj_dim=8,
+        global_states_input_dim=12,
+        cross_attention_input_dim=12,
+    )
+    audio = fg.from_diffusers(linear, ddim(), (4, 8))
+    with pytest.raises(ValueError, match="but there is none; the names are"):
+        fg.Sampler(audio, fg.PAG(1.0, layers="blocks.0"))
+    assert fg.Sampler(audio, fg.PAG(1.0, layers="transformer_blocks.1")).guidance is not None
+
+
+NAME = "encoder_hidden_states"
 
 
 def test_another_processor_is_not_passed_by():
@@ -500,8 +504,14 @@ def test_another_processor_is_not_passed_by():
     pipe = sd_pipe(unet=net)
     want = result(pipe(**sd_call(guidance_scale=4.0)))
     check(result(fg.accelerate(pipe, fg.CFG(4.0))(**sd_call())), want)
-    with pytest.raises(ValueError, match="it has the attention processor Mine"):
-        fg.accelerate(pipe, fg.PAG(1.0))
+    # and under PAG it does with the perturbed attention what it does with its own
+    other, name = copy.deepcopy(net), "mid_block.attentions.0.transformer_blocks.0.attn1"
+    attention = ByHand("identity", (8, 8), "softmax")
+    other.get_submodule(name).processor = lambda *args, **kwargs: 2.0 * attention(*args, **kwargs)
+    pipe.__dict__["unet"] = Guided(net, other, 2.0, 4.0)
+    want = result(pipe(**sd_call(guidance_scale=4.0)))
+    pipe.__dict__["unet"] = net
+    check(result(fg.accelerate(pipe, fg.CFG(4.0) + fg.PAG(2.0, layers=name))(**sd_call())), want)
 
 
 # The lower door

@@ -23,13 +23,18 @@ class Blocks:
         time: the submodule that embeds the time.
         parts, units, middle: as in `fastguide.staging.modules.Modules`; patterns of units and of
             the middle that a network does not have are left out.
+        times: what pipelines multiply the scheduler's timesteps with.
+        backwards: whether pipelines give 1 - t for a flow's time t in [0, 1], and negate what the
+            network returns.
     """
 
-    layers: tuple[str, ...]
+    layers: tuple[str, ...] | str
     time: str | None = None
     parts: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
     middle: tuple[str, ...] = ()
+    times: float = 1.0
+    backwards: bool = False
 
 
 _JOINT = ("transformer_blocks",)
@@ -53,23 +58,23 @@ BLOCKS: dict[str, Blocks] = {
         ("mid_block.attentions.*",),
     ),
     "AuraFlowTransformer2DModel": Blocks(
-        ("joint_transformer_blocks", "single_transformer_blocks"), "time_step_proj"
+        ("joint_transformer_blocks", "single_transformer_blocks"), "time_step_proj", times=1e-3
     ),
-    "ChromaTransformer2DModel": Blocks(_DOUBLE),
+    "ChromaTransformer2DModel": Blocks(_DOUBLE, times=1e-3),
     "CogVideoXTransformer3DModel": Blocks(_JOINT, "time_embedding"),
     "CogView4Transformer2DModel": Blocks(_JOINT, "time_condition_embed"),
     "DiTTransformer2DModel": Blocks(_JOINT),
-    "Flux2Transformer2DModel": Blocks(_DOUBLE, "time_guidance_embed"),
-    "FluxTransformer2DModel": Blocks(_DOUBLE, "time_text_embed"),
+    "Flux2Transformer2DModel": Blocks(_DOUBLE, "time_guidance_embed", times=1e-3),
+    "FluxTransformer2DModel": Blocks(_DOUBLE, "time_text_embed", times=1e-3),
     "HunyuanVideoTransformer3DModel": Blocks(_DOUBLE, "time_text_embed"),
     "LTXVideoTransformer3DModel": Blocks(_JOINT, "time_embed.emb"),
-    "Lumina2Transformer2DModel": Blocks(_LUMINA, "time_caption_embed"),
+    "Lumina2Transformer2DModel": Blocks(_LUMINA, "time_caption_embed", backwards=True),
     "MochiTransformer3DModel": Blocks(_JOINT, "time_embed"),
     "PixArtTransformer2DModel": Blocks(_JOINT, "adaln_single.emb"),
-    "QwenImageTransformer2DModel": Blocks(_JOINT, "time_text_embed"),
+    "QwenImageTransformer2DModel": Blocks(_JOINT, "time_text_embed", times=1e-3),
     "SD3Transformer2DModel": Blocks(_JOINT, "time_text_embed"),
     "WanTransformer3DModel": Blocks(("blocks",), "condition_embedder"),
-    "ZImageTransformer2DModel": Blocks(_LUMINA, "t_embedder"),
+    "ZImageTransformer2DModel": Blocks(_LUMINA, "t_embedder", backwards=True),
 }
 
 
@@ -83,6 +88,7 @@ def modules_of(net: nn.Module, inner: Any, prefix: str, **settings: Any) -> Modu
     blocks = BLOCKS.get(class_name(inner))
     known: dict[str, Any] = {}
     if blocks is not None:
+        assert not isinstance(blocks.layers, str)
         layers = _there(inner, blocks.layers)
         known = {"layers": layers, "parts": blocks.parts, "time": blocks.time}
         known["units"] = _there(inner, blocks.units)

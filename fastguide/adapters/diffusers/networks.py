@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from fastguide.adapters.diffusers import pixart, unet, unet_condition
+from fastguide.adapters.diffusers.by_blocks import time_scale_of, whole
 from fastguide.adapters.diffusers.dit import DiT
 from fastguide.adapters.diffusers.flux import Flux
 from fastguide.adapters.diffusers.network import Adapted, class_name
@@ -60,13 +61,13 @@ def adapt(net: nn.Module, time_scale: float = 1.0) -> Adapted | Whole:
         )
     name = class_name(net)
     if name not in STAGED:
-        return Whole(net, time_scale, f"fastguide has no stages for a {name}")
+        return whole(net, time_scale_of(net, time_scale), f"fastguide has no stages for a {name}")
     staged, what_is_missing = STAGED[name]
     why = _unknown_processor(net) or what_is_missing(net)
     _check_channels(net, name, why)
     if why is None:
         return staged(net, time_scale)
-    return Whole(net, time_scale, f"the {name} cannot run in stages: {why}")
+    return whole(net, time_scale, f"the {name} cannot run in stages: {why}")
 
 
 def _check_channels(net: Any, name: str, why: str | None) -> None:

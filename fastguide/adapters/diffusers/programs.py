@@ -118,4 +118,10 @@ class Stepwise(Predict):
             raise ValueError(
                 "compile is on, but the guidance differentiates the network, which runs uncompiled"
             )
+        if any(step.stage.enters for one in program.batches for step in one.steps):
+            raise ValueError(
+                "compile is on, but the guidance reaches into a network that is staged by its "
+                "modules, which runs uncompiled: compile its blocks instead "
+                "(net.compile_repeated_blocks())"
+            )
         return self.compiled.run(program, x, t, conds, batch, shape, context)

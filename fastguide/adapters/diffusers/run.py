@@ -27,7 +27,7 @@ from fastguide.engine.run import update
 from fastguide.guidance.base import Guidance
 from fastguide.model import Model
 from fastguide.sampling.conditions import named_conditions, random_condition
-from fastguide.staging.contract import choose_layers
+from fastguide.staging.contract import Staged, choose_layers
 from fastguide.staging.perturbation import Layers
 
 TEXTS = {"text", "pooled", "text_embeds", "encoder_hidden_states", "pooled_projections"}
@@ -233,9 +233,9 @@ class Run:
         self.batch = batch
 
     def _choose(self, layers: Layers) -> tuple[str, ...]:
-        if isinstance(self.net, Whole):
-            return no_layers(layers, self.net.why_not_staged)
-        return choose_layers(layers, self.net)
+        if isinstance(self.net, Staged):
+            return choose_layers(layers, self.net)
+        return no_layers(layers, self.net.why_not_staged)
 
     def _bind_fixed(self, fixed: Any) -> bool:
         """Take the conditions of the run; whether they are new."""

@@ -1,0 +1,83 @@
+"""Any other network of diffusers, run by its own forward and staged by its modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from fastguide.adapters.diffusers.blocks import BLOCKS, Blocks, modules_of
+from fastguide.adapters.diffusers.network import class_name
+from fastguide.adapters.diffusers.whole import Whole
+from fastguide.staging.contract import Stage, is_compiled
+from fastguide.staging.grid import grid_of
+
+
+class ByBlocks(Whole):
+    """A `Whole` whose layers guidance can reach; `backwards` as in `Blocks`."""
+
+    def __init__(self, net: Any, time_scale: float, why_not_staged: str, **settings: Any) -> None:
+        super().__init__(net, time_scale, why_not_staged)
+        self.backwards = blocks_of(net).backwards
+        self.modules_of_net = modules_of(self, net, "net", grid=self.grid, **settings)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return self.modules_of_net.stages
+
+    @property
+    def middle(self) -> tuple[str, ...]:
+        return self.modules_of_net.middle
+
+    def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """The prediction."""
+        if not self.backwards:
+            return super().forward(x, t, cond)
+        return -super().forward(x, 1.0 - t, cond)
+
+    def grid(self, tokens: int, sample: tuple[int, ...]) -> tuple[int, ...]:
+        """How an image's tokens lie; of packed latents `(N, C)` by what the pipeline says of them
+        (`img_shapes`, `img_ids`, or frames, height and width).
+        """
+        if len(sample) != 2:
+            return grid_of(tokens, sample)
+        told = self.static
+        if "img_shapes" in told:
+            first = told["img_shapes"][0]
+            frames, height, width = first[0] if isinstance(first, (list, tuple)) else first
+        elif told.get("height") is not None and told.get("width") is not None:
+            frames, height, width = told.get("num_frames") or 1, told["height"], told["width"]
+        elif isinstance(told.get("img_ids"), Tensor):
+            ids = told["img_ids"].reshape(-1, told["img_ids"].shape[-1])
+            frames, (height, width) = 1, (int(side) + 1 for side in ids[-1][1:3].tolist())
+        else:
+            frames, height, width = 0, 0, 0
+        if frames * height * width != tokens:
+            raise ValueError(
+                f"the pipeline's latents are packed as {sample}, and how their {tokens} tokens lie "
+                "is not known; sigma=inf needs no grid"
+            )
+        return (height, width) if frames == 1 else (frames, height, width)
+
+
+def blocks_of(net: Any) -> Blocks:
+    """The table's entry, or one that says nothing."""
+    return BLOCKS.get(class_name(net), Blocks("auto"))
+
+
+def whole(net: Any, time_scale: float, why_not_staged: str) -> Whole:
+    """The network by its modules, where it is made of blocks and was not compiled as one piece;
+    else as one.
+    """
+    if is_compiled(net):
+        return Whole(net, time_scale, f"{why_not_staged}, and it was compiled as one piece")
+    try:
+        return ByBlocks(net, time_scale, why_not_staged)
+    except ValueError as error:
+        return Whole(net, time_scale, f"{why_not_staged}; {error}")
+
+
+def time_scale_of(net: Any, time_scale: float) -> float:
+    """What our t is multiplied with for the network: 1 where it runs backwards, from 0 to 1."""
+    told = blocks_of(net)
+    return 1.0 if told.backwards else time_scale * told.times
