@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 import time
 from collections.abc import Hashable
 from contextlib import nullcontext
@@ -12,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fastguide.common.locks import ProcessLock
 from fastguide.common.log import log, logging_on
 from fastguide.engine.captured import Callback, Way, run_captured
 from fastguide.engine.graph import Graphs
@@ -58,12 +58,12 @@ class Runner:
         self.ways: dict[Hashable, Way] = {}
         self.sizes: set[int] = set()
         self.measured: dict[int, RowMode] = {}
-        self._lock, self._counts = threading.Lock(), Stats()
+        self._lock, self._counts = ProcessLock(), Stats()
 
     def uncounted(self) -> Runner:
         """One that shares all but the counts."""
         other = copy.copy(self)
-        other._lock, other._counts = threading.Lock(), Stats()
+        other._lock, other._counts = ProcessLock(), Stats()
         return other
 
     @property
