@@ -121,7 +121,8 @@ def clip(
     from fastguide.training import train_text_image
 
     def make(images: Images, **rest: Any) -> TextImageNet:
-        return TextImageNet(**asdict(text), **asdict(tower), **rest)
+        of_text = asdict(text)
+        return TextImageNet(of_text.pop("dimensions"), **of_text, **asdict(tower), **rest)
 
     _train(context, data, out, names, noise, config, dtype, snapshot, make, train_text_image)
 
