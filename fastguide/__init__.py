@@ -19,12 +19,14 @@ from fastguide.sampling.finite import NonFiniteError
 from fastguide.serving.pool import Pool
 from fastguide.solvers import *  # noqa: F403
 from fastguide.spacing import *  # noqa: F403
+from fastguide.staging.modules import ByModules
 
 __version__ = "0.1.0"
 
 __all__ = [
     "EDM",
     "VP",
+    "ByModules",
     "CheckpointError",
     "Classifier",
     "DynamicThreshold",

@@ -72,7 +72,7 @@ def test_solvers_know_no_tensors():
 
 def test_the_page_and_its_picture_are_current():
     imports, text = architecture.all_imports(), architecture.PAGE.read_text()
-    assert text == architecture.page(text, imports), ANEW
+    assert text == architecture.page(text), ANEW
     assert architecture.PICTURE.read_text() == architecture.picture(imports), ANEW
 
 
