@@ -127,7 +127,7 @@ $(VENV)/installed: $(VENV)/tools $(COMPILED)
 
 # the tools that the build needs, and the chosen torch before anything that depends on one
 $(VENV)/tools: $(VENV)/torch
-	$(BIN)/pip install --quiet 'setuptools>=77' wheel ninja pybind11
+	$(BIN)/pip install --quiet 'setuptools>=77' wheel ninja
 	touch $@
 
 # the file holds the choice, so that another TORCH or PYTHON installs anew
