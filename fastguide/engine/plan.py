@@ -276,6 +276,8 @@ def _check_gradients(solver: Solver, prediction: Prediction, rows: list[Row]) ->
 
 
 def _start_std(levels: Levels, first: Level) -> float:
+    if levels.start is not None:
+        return levels.start
     # the marginal's own size: VP keeps the variance of normalised data, the others add to it
     return 1.0 if isinstance(levels.process, VP) else first.sigma
 
