@@ -39,7 +39,10 @@ sources = [p for f in folders for p in sorted((root / f).iterdir()) if p.suffix 
 flags = {
     # fp-contract: fused multiply-adds in the clones that have them; errno and traps block
     # vectorising; g0: Python asks for debug information, which would be 25 times the code
-    "cxx": ["-O3", "-g0", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"],
+    "cxx": [
+        *("-O3", "-g0", "-fopenmp"),
+        *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    ],
     "nvcc": ["-O3", "-lineinfo", "-Xptxas", "-warn-spills"],
 }
 extension = (cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension)(
