@@ -29,10 +29,11 @@ def nag(
             negative = other[(segment.against - candidate.start) * unit :][:unit]
     blocks = segment.stop - segment.start
     negative = negative.repeat(blocks, 1, 1)
-    scale = settings.scale.to(positive.dtype).view(-1, 1, 1)
+    scale = settings.scale.float().view(-1, 1, 1)
     scale = scale.repeat(blocks, 1, 1) if scale.shape[0] > 1 else scale
-    led = scale * positive - (scale - 1) * negative
-    size = positive.abs().sum(-1, keepdim=True, dtype=torch.float32)
-    ratio = led.abs().sum(-1, keepdim=True, dtype=torch.float32) / size.clamp_min(1e-12)
-    led = led * (settings.tau / ratio.clamp_min(settings.tau)).to(led.dtype)
-    return settings.alpha * led + (1 - settings.alpha) * positive
+    clean = positive.float()  # fp16 would overflow
+    led = scale * clean - (scale - 1) * negative.float()
+    most = settings.tau * clean.abs().sum(-1, keepdim=True)
+    size = led.abs().sum(-1, keepdim=True)
+    led = led * torch.where(size > most, most / size, 1.0)
+    return (settings.alpha * led + (1 - settings.alpha) * clean).to(positive.dtype)
