@@ -192,3 +192,18 @@ def test_times(family):
     got = sampled(net, family, fg.CFG(CFG) + fg.TSG(2.0, layers="time"))
     assert bool(torch.isfinite(got).all())
     assert (got - plain).abs().max() > 1e-4 * plain.abs().max()
+
+
+def test_from_diffusers():
+    """The low door takes a network that has no stages, by its pipeline's conventions."""
+    called = Called("wan")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    opened = fg.from_diffusers(called.net, scheduler, SHAPE_OF["wan"])
+    text, other = condition("wan", 1)["text"], condition("wan", 2)["text"]
+    guidance = fg.CFG(CFG) + fg.PAG(WEIGHT, layers="blocks.2")
+    known = {"steps": 2, "seeds": [1, 2], "spacing": fg.linspace()}
+    name = "encoder_hidden_states"
+    got = fg.sample(opened, {name: text}, guidance, negative={name: other}, **known)
+    staged = model(Staged(called), "wan")
+    want = fg.sample(staged, {"text": text}, guidance, negative={"text": other}, **known)
+    torch.testing.assert_close(got, want)
