@@ -4,6 +4,8 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include "cpu/clones.h"
+
 namespace py = pybind11;
 
 TORCH_LIBRARY(fastguide, m) {
@@ -39,6 +41,7 @@ static py::dict build_info() {
   py::dict info;
   info["torch"] = TORCH_VERSION;
   info["compiler"] = __VERSION__;
+  info["highest"] = FASTGUIDE_HIGHEST;
 #if defined(FASTGUIDE_CUDA)
   info["cuda"] = FASTGUIDE_CUDA;
 #else
