@@ -23,9 +23,9 @@
 #endif
 
 static PyObject* build_info(PyObject*, PyObject*) {
-  return Py_BuildValue("{s:s,s:s,s:i,s:z,s:O,s:O}", "torch", TORCH_VERSION, "compiler", __VERSION__,
-                       "highest", FASTGUIDE_HIGHEST, "cuda", FASTGUIDE_CUDA_VERSION, "openmp",
-                       FASTGUIDE_OPENMP, "levels", FASTGUIDE_HAS_LEVELS);
+  return Py_BuildValue("{s:s,s:s,s:z,s:O,s:O}", "torch", TORCH_VERSION, "compiler", __VERSION__,
+                       "cuda", FASTGUIDE_CUDA_VERSION, "openmp", FASTGUIDE_OPENMP, "levels",
+                       FASTGUIDE_HAS_LEVELS);
 }
 
 static PyMethodDef methods[] = {

@@ -3,7 +3,6 @@ from typing import TypedDict
 class BuildInfo(TypedDict):
     torch: str
     compiler: str
-    highest: int
     cuda: str | None
     openmp: bool
     levels: bool  # kernels for AVX2 and AVX-512 beside the plain ones

@@ -63,7 +63,7 @@ class Bench:
         own = [folder for folder in own if folder.is_dir()]
         self.other = Other(self.package, files, own, tree / "log.txt")
         ours, theirs = build_of(), self.other.about["build"]
-        for key in ("compiler", "openmp", "highest", "levels"):
+        for key in ("compiler", "openmp", "levels"):
             if key in ours and key in theirs and ours[key] != theirs[key]:
                 raise pytest.UsageError(
                     f"the tree was built with {key} {ours[key]!r}, but the base with "

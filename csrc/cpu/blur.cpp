@@ -70,10 +70,8 @@ __attribute__((always_inline)) inline void multiply_blocks(const Product p) {
 
 // A vector wider than the registers would be taken apart into scalars, so each level has its own:
 // 16 of 32 registers for the sums, or 8 of 16.
-#if defined(FASTGUIDE_V4)
-FASTGUIDE_LEVEL(FASTGUIDE_V4) void multiply(const Product& p) { multiply_blocks<16, 8>(p); }
-#endif
 #if defined(FASTGUIDE_LEVEL)
+FASTGUIDE_LEVEL(FASTGUIDE_V4) void multiply(const Product& p) { multiply_blocks<16, 8>(p); }
 FASTGUIDE_LEVEL(FASTGUIDE_V3) void multiply(const Product& p) { multiply_blocks<8, 4>(p); }
 FASTGUIDE_LEVEL("default")
 #endif

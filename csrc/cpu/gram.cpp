@@ -143,13 +143,11 @@ FASTGUIDE_INLINE void add_any(double* totals, const Streams& s, int64_t branches
 }
 
 // A vector wider than the registers would be taken apart into scalars, so each level has its own.
-#if defined(FASTGUIDE_V4)
+#if defined(FASTGUIDE_LEVEL)
 FASTGUIDE_LEVEL(FASTGUIDE_V4)
 void add(double* totals, const Streams& s, int64_t branches, int64_t count) {
   add_any<16>(totals, s, branches, count);
 }
-#endif
-#if defined(FASTGUIDE_LEVEL)
 FASTGUIDE_LEVEL(FASTGUIDE_V3)
 void add(double* totals, const Streams& s, int64_t branches, int64_t count) {
   add_any<8>(totals, s, branches, count);

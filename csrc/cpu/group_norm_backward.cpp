@@ -169,11 +169,9 @@ FASTGUIDE_INLINE void block_of(const Arguments& a, Scratch& s, const Block& b) {
   }
 }
 
-#if defined(FASTGUIDE_V4)
+#if defined(FASTGUIDE_LEVEL)
 FASTGUIDE_LEVEL(FASTGUIDE_V4)
 void compute(const Arguments& a, Scratch& s, const Block& b) { block_of<16>(a, s, b); }
-#endif
-#if defined(FASTGUIDE_LEVEL)
 FASTGUIDE_LEVEL(FASTGUIDE_V3)
 void compute(const Arguments& a, Scratch& s, const Block& b) { block_of<8>(a, s, b); }
 FASTGUIDE_LEVEL("default")
