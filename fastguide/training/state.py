@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
-from fastguide.checkpoint import models as checkpoint
+from fastguide.common.files import write_atomic
 
 
 def save_state(
@@ -31,7 +31,7 @@ def save_state(
         tensors[f"exp_avg.{name}"] = moments["exp_avg"].contiguous()
         tensors[f"exp_avg_sq.{name}"] = moments["exp_avg_sq"].contiguous()
     metadata = {"settings": settings, "step": str(step)}
-    checkpoint.write_atomic(path, tensors_to_bytes(tensors, metadata))
+    write_atomic(path, tensors_to_bytes(tensors, metadata))
 
 
 def resume(
