@@ -139,6 +139,7 @@ def read(
             with _open_weights(folder, about) as file:
                 net = _build(folder, about, nets, len(file.entries))
                 weights = file.read(net.state_dict())
+                _check_meaning(folder, about, net)
             break
         except CheckpointError:
             if left == 0 or read_description(folder, nets) == about:
@@ -182,7 +183,7 @@ def _check_folder(folder: Path) -> None:
 def _build(
     folder: Path, about: Description, nets: Mapping[str, type[nn.Module]], tensors: int
 ) -> Any:
-    """The network on `meta`, where weights take no memory; it fits the shape and the names.
+    """The network on `meta`, where weights take no memory.
 
     Args:
         tensors: how many the file has: a network of more layers is not built.
@@ -191,17 +192,28 @@ def _build(
         if about.layers > tensors:
             raise ValueError(f"net has {about.layers} layers, but there are {tensors} tensors")
         with torch.device("meta"):
-            net: Any = nets[about.net](**about.config)
-        net.check_shape(about.shape)
-        classes = getattr(net, "classes", None) or getattr(net, "outputs", 0)
-        names = len(about.class_names)
-        if about.net != "TextImageNet" and classes and names not in (0, classes):
-            raise ValueError(f"class_names has {names} names for {classes} classes")
+            return nets[about.net](**about.config)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
             f"{folder / 'model.json'} does not describe a model: {error}"
         ) from error
-    return net
+
+
+def _check_meaning(folder: Path, about: Description, net: Any) -> None:
+    """What the description says of samples and classes fits the network."""
+    try:
+        net.check_shape(about.shape)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{folder / 'model.json'} does not describe a model: {error}"
+        ) from error
+    classes = getattr(net, "classes", None) or getattr(net, "outputs", 0)
+    names = len(about.class_names)
+    if classes and names not in (0, classes):
+        raise CheckpointError(
+            f"{folder / 'model.json'} does not describe a model: class_names has {names} names "
+            f"for {classes} classes"
+        )
 
 
 @contextmanager
