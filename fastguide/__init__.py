@@ -87,6 +87,7 @@ from fastguide.spacing import (
     shifted_by_size,
     trailing,
 )
+from fastguide.staging.modules import ByModules
 
 __version__ = "0.1.0"
 
@@ -115,6 +116,7 @@ __all__ = [
     "TSG",
     "VP",
     "AutoGuidance",
+    "ByModules",
     "CheckpointError",
     "Classifier",
     "DynamicThreshold",
