@@ -6,14 +6,13 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
 #include <vector>
 
-#include "../checks.h"
 #include "../online_softmax.h"
 #include "attention.h"
 #include "clones.h"
@@ -80,11 +79,11 @@ void add_softmax(float* sums, const Arguments& a, int64_t r, int64_t h, const fl
 }
 
 at::Tensor attention_colsum(const at::Tensor& q, const at::Tensor& k, double scale) {
-  check_attention_colsum(q, k);
   const int64_t rows = q.size(0), heads = q.size(1), queries = q.size(2), dim = q.size(3);
   const int64_t keys = k.size(2);
-  const at::Tensor out = at::zeros({rows, keys}, q.options().dtype(at::kFloat));
-  if (q.numel() == 0 || k.numel() == 0) return out;
+  TORCH_CHECK((dim == 1 || (q.stride(3) == 1 && k.stride(3) == 1)) && k.size(0) == rows &&
+                  k.size(1) == heads && k.size(3) == dim && k.scalar_type() == q.scalar_type(),
+              "attention_colsum: call fastguide.ops.attention_colsum");
   const Arguments a{Heads(q), Heads(k), queries, keys, dim, static_cast<float>(scale),
                     type_of(q, "attention_colsum")};
   const int64_t share = std::max(round_up((queries + kShares - 1) / kShares, kMaxBlock), kMaxBlock);
@@ -99,12 +98,14 @@ at::Tensor attention_colsum(const at::Tensor& q, const at::Tensor& k, double sca
                   std::min(start + share, queries));
     }
   });
+  const at::Tensor out = at::empty({rows, keys}, q.options().dtype(at::kFloat));
   float* sums = out.mutable_data_ptr<float>();
+  std::fill_n(sums, rows * keys, 0.0f);
   for (int64_t i = 0; i < rows * heads * shares; ++i) {
     float* to = sums + i / shares / heads * keys;
     for (int64_t j = 0; j < keys; ++j) to[j] += partial[i * keys + j];
   }
-  fastguide::scale(sums, 1.0f / static_cast<float>(heads), rows * keys);
+  if (heads > 0) fastguide::scale(sums, 1.0f / static_cast<float>(heads), rows * keys);
   return out;
 }
 
