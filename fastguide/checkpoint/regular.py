@@ -34,7 +34,7 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     with open(descriptor, "rb", buffering=0) as file:
         _check_holes(path, descriptor, about.st_size)
         try:
-            yield file, about.st_size  # type: ignore[misc]
+            yield file, about.st_size
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
 

@@ -29,7 +29,7 @@ class Images:
         """SHA-256 of all three."""
         digest = hashlib.sha256(repr((tuple(self.pixels.shape), self.class_names)).encode())
         for tensor in (self.pixels, self.labels):
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 
