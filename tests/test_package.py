@@ -2,8 +2,10 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,26 @@ def test_cpu_kernels_are_built_for_more_than_the_oldest_cpu():
     code = subprocess.run(["objdump", "-d", library], capture_output=True, text=True, check=True)
     assert code.stdout.count("%zmm") > 1000  # AVX-512
     assert code.stdout.count("%ymm") > 1000  # AVX2
+
+
+def test_a_checkout_without_a_build_says_what_to_do(tmp_path):
+    unbuilt = tmp_path / "fastguide"
+    shutil.copytree(PACKAGE, unbuilt, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+
+    def last_line():
+        # without the finder of an editable install, which would find the built module
+        alone = "sys.meta_path = [f for f in sys.meta_path if 'Editable' not in str(f)]"
+        program = f"import sys; {alone}; import fastguide"
+        command = [sys.executable, "-c", program]
+        env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+        return done.stderr.splitlines()[-1]
+
+    last = last_line()
+    assert last.startswith(f"ImportError: fastguide is not built: {unbuilt} has no compiled module")
+    assert f"run `pip install --no-build-isolation --editable .` in {tmp_path}" in last
+    (unbuilt / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(b"no library")
+    assert f"does not load with torch {torch.__version__}" in last_line()
 
 
 @pytest.mark.parametrize(

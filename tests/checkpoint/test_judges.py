@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from command import refused
 from test_checkpoint import edit
 from test_cli import fastguide
 from test_encoder import HALF, TEXT
@@ -315,7 +316,7 @@ def test_the_noise_of_a_model(tmp_path):
 )
 def test_wrong_arguments_are_one_line(tmp_path, options, message):
     write_idx(tmp_path, count=40)
-    done = fastguide("classifier", tmp_path, tmp_path / "out", *SMALL, *options)
+    done = refused("classifier", tmp_path, tmp_path / "out", *SMALL, *options)
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from command import refused
 from PIL import Image
 from test_training import write_idx
 
@@ -143,7 +144,7 @@ def test_an_unconditional_unet(tmp_path):
 )
 def test_wrong_options_of_a_network_are_one_line(tmp_path, options, message):
     write_idx(tmp_path, count=40)
-    done = fastguide("train", tmp_path, tmp_path / "out", "--steps", 1, "--batch", 16, *options)
+    done = refused("train", tmp_path, tmp_path / "out", "--steps", 1, "--batch", 16, *options)
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -165,7 +166,7 @@ def test_wrong_options_of_a_network_are_one_line(tmp_path, options, message):
     ],
 )
 def test_a_wrong_argument_is_one_line(model, tmp_path, arguments, message):
-    done = fastguide("sample", model, "--out", tmp_path / "no.png", *arguments)
+    done = refused("sample", model, "--out", tmp_path / "no.png", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -4,6 +4,7 @@
 
 import pytest
 import torch
+from pairs import pairs
 from test_attention_colsum import close, expected, make
 
 from fastguide.kernels import tuning
@@ -30,9 +31,7 @@ def depth(request, monkeypatch):
         monkeypatch.setitem(tuning.DEFAULTS, kernel, settings)
 
 
-@pytest.mark.parametrize("kind", ["token", "head"])
-@pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("size", "dtype", "kind"), pairs(SIZES, [FP32, FP16], ["token", "head"]))
 def interpreted_equals_the_reference(size, dtype, kind):
     q, k = make(size, dtype, kind)
     got = attention_colsum(q, k, size[4] ** -0.5)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
+from pairs import pairs
 from test_blur import BF16, FP16, FP32, GRIDS, SIGMAS, close, make
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -60,10 +61,11 @@ def near(got, want, dtype):
     close(got, want, dtype, scale)
 
 
-@pytest.mark.parametrize("kind", ["padded pixels", "qkv", "cropped"])
-@pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
-def interpreted_blur_equals_the_reference(grid, dtype, kind, tile):
+@pytest.mark.parametrize(
+    ("grid", "kind", "dtype"),
+    pairs(GRIDS, ["padded pixels", "qkv", "cropped"], [FP32, BF16, FP16]),
+)
+def interpreted_blur_equals_the_reference(grid, kind, dtype, tile):
     x = make(grid, 5, dtype, kind, rows=1)
     near(launch(x, 1.7, grid), reference.blur(x.double(), 1.7, grid), dtype)
 

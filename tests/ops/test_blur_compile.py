@@ -6,6 +6,7 @@
 import pytest
 import torch
 from compiled import ARCHITECTURES, accesses, check_resources, compiler
+from pairs import pairs
 from test_blur import BF16, FP16, FP32, make
 
 from fastguide.kernels import blur as module
@@ -28,10 +29,14 @@ def compiled(request):
         yield launch
 
 
-@pytest.mark.parametrize("kind", ["channels", "pixels", "qkv"])
-@pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
-@pytest.mark.parametrize(("grid", "channels"), [((64, 64), 320), ((31, 33), 13), ((8, 200), 4)])
-def test_blur_does_not_spill(grid, channels, dtype, kind, compiled, tmp_path):
+SIZES = [((64, 64), 320), ((31, 33), 13), ((8, 200), 4)]
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "dtype"), pairs(SIZES, ["channels", "pixels", "qkv"], [FP32, BF16, FP16])
+)
+def test_blur_does_not_spill(size, kind, dtype, compiled, tmp_path):
+    grid, channels = size
     sigma = torch.ones(2) if dtype == BF16 else 3.0
     _, kernels = compiled(make(grid, channels, dtype, kind), sigma, grid)
     assert len(kernels) == 2
