@@ -158,6 +158,7 @@ class Sampler:
             check_finite(plan, samples, first_bad, bad_gradient, numbers)
         return samples
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def memory(self, batch: int, cond: Any = None, negative: Any = None) -> Memory:
         """What a run of `batch` samples takes of the device's memory, by an estimate: the run is
@@ -190,6 +191,7 @@ class Sampler:
         """As in the constructor."""
         return self._runner.graph
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def warmup(
         self, batches: int | Iterable[int], cond: Any = None, negative: Any = None

@@ -160,11 +160,13 @@ class Term:
         if isinstance(self.amount, Tensor):
             amounts = self.amount.detach().to("cpu", torch.float64).unsqueeze(0)
         elif isinstance(self.amount, (int, float)):
-            amounts = torch.tensor([[float(self.amount)]], dtype=torch.float64)
+            amounts = torch.tensor([[float(self.amount)]], dtype=torch.float64, device="cpu")
         else:
-            amounts = torch.tensor(values_of(self.amount, levels), dtype=torch.float64).unsqueeze(1)
+            amounts = torch.tensor(
+                values_of(self.amount, levels), dtype=torch.float64, device="cpu"
+            ).unsqueeze(1)
         factors = [1.0] * len(levels) if self.schedule is None else values_of(self.schedule, levels)
-        column = self.sign * torch.tensor(factors, dtype=torch.float64).unsqueeze(1)
+        column = self.sign * torch.tensor(factors, dtype=torch.float64, device="cpu").unsqueeze(1)
         weights = (amounts - self.off) * column
         if not bool(torch.isfinite(weights).all()):
             bad = int((~torch.isfinite(weights)).any(1).nonzero()[0])

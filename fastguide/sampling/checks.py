@@ -47,6 +47,11 @@ def net_as(model: Model, dtype: torch.dtype | None) -> tuple[Any, torch.dtype]:
     parameter = model.parameter
     if parameter is None:
         return model.net, dtype or torch.float32
+    if dtype is None and parameter.dtype not in _DTYPES:
+        raise ValueError(
+            f"model.net is of {parameter.dtype}, but a sampler runs in fp32, bf16 or fp16: "
+            "name one as dtype"
+        )
     if dtype is None or dtype == parameter.dtype:
         return model.net, parameter.dtype
     assert isinstance(model.net, nn.Module)
