@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastguide import ops
-from fastguide.common.checks import check_number
+from fastguide.common.checks import check_int, check_number
 from fastguide.common.locks import ProcessLock
 from fastguide.common.options import Configured
 from fastguide.engine.captured import Way
@@ -167,8 +167,7 @@ class Sampler:
         Args:
             cond, negative: as in a call, for ONE sample (batch 1); None for the null condition.
         """
-        if batch < 1:
-            raise ValueError(f"batch is {batch}, but it should be 1 or more")
+        check_int("batch", batch)
         one = bind_all(self._planned, cond, negative, 1)
         return self._runner.memory(self._planned, one, batch)
 
