@@ -110,7 +110,7 @@ def run(
 
     Raises:
         ValueError: the network does not fit the images, or `out` holds the state of a run with
-            other settings.
+            other settings or on other images.
         FloatingPointError: the loss is not finite.
     """
     net.check_shape(tuple(images.pixels.shape[1:]))
@@ -123,7 +123,7 @@ def run(
             "config": {
                 k: v for k, v in asdict(config).items() if k not in ("compile", "save_every")
             },
-            "images": list(images.pixels.shape),
+            "images": {"shape": list(images.pixels.shape), "sha256": images.digest()},
             "initial": None if initial is None else checkpoint.digest(initial),
         }
     )
