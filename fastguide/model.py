@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastguide.common.checks import check_int, shown
 from fastguide.process import EDM, VP, Flow, Prediction
 from fastguide.staging.modules import ByModules
 
@@ -71,10 +72,18 @@ class Model:
             object.__setattr__(self, "net", ByModules(self.net, self.layers))
         if not callable(self.net):
             raise TypeError(f"net is {self.net!r}, but it should be a callable net(x, t, cond)")
-        if not self.shape or any(side < 1 for side in self.shape):
+        if not isinstance(self.process, (VP, EDM, Flow)):
+            raise TypeError(f"process is {shown(self.process)}, but it should be a VP, EDM or Flow")
+        if not isinstance(self.prediction, Prediction):
+            raise TypeError(
+                f"prediction is {shown(self.prediction)}, but it should be a Prediction such as "
+                "Prediction('eps')"
+            )
+        if not isinstance(self.shape, (tuple, list)):
+            raise TypeError(f"shape is {shown(self.shape)}, but it should be a tuple (C, H, W)")
+        if not self.shape or any(not isinstance(side, int) or side < 1 for side in self.shape):
             raise ValueError(f"shape is {self.shape}, but every side should be 1 or more")
-        if self.heads not in (1, 2):
-            raise ValueError(f"heads is {self.heads}, but it should be 1 or 2")
+        check_int("heads", self.heads, 1, 2)
         if self.negative and self.heads != 2:
             raise ValueError("negative is True, but a negative condition needs heads=2")
         if self.variance and self.heads != 1:

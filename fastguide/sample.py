@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastguide import ops
-from fastguide.common.checks import check_number
+from fastguide.common.checks import check_int, check_number
 from fastguide.common.locks import ProcessLock
 from fastguide.common.options import Configured
 from fastguide.engine.captured import Way
@@ -158,6 +158,7 @@ class Sampler:
             check_finite(plan, samples, first_bad, bad_gradient, numbers)
         return samples
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def memory(self, batch: int, cond: Any = None, negative: Any = None) -> Memory:
         """What a run of `batch` samples takes of the device's memory, by an estimate: the run is
@@ -166,8 +167,7 @@ class Sampler:
         Args:
             cond, negative: as in a call, for ONE sample (batch 1); None for the null condition.
         """
-        if batch < 1:
-            raise ValueError(f"batch is {batch}, but it should be 1 or more")
+        check_int("batch", batch)
         one = bind_all(self._planned, cond, negative, 1)
         return self._runner.memory(self._planned, one, batch)
 
@@ -190,6 +190,7 @@ class Sampler:
         """As in the constructor."""
         return self._runner.graph
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def warmup(
         self, batches: int | Iterable[int], cond: Any = None, negative: Any = None

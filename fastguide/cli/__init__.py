@@ -24,7 +24,9 @@ def _help() -> None:
 
 
 def main() -> None:
-    """Run the command; a wrong argument is one clear line and exit code 2, not a traceback."""
+    """Run the command; a wrong argument, a file that cannot be read or written and memory that is
+    too small are one clear line and exit code 2, not a traceback.
+    """
     from rich.console import Console
 
     from fastguide.common.heap import keep_freed_memory
@@ -32,8 +34,20 @@ def main() -> None:
     keep_freed_memory()
     try:
         app()
-    except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(
-            f"fastguide: {error}"
-        )
-        sys.exit(2)
+    except (ValueError, TypeError, OSError, FloatingPointError, MemoryError) as error:
+        text = str(error) or "there is not enough memory"
+    except RuntimeError as error:
+        if not _is_memory(error):
+            raise
+        text = str(error).partition("\n")[0]
+    else:
+        return
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"fastguide: {text}")
+    sys.exit(2)
+
+
+def _is_memory(error: RuntimeError) -> bool:
+    """Whether a device or the host ran out of memory."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

@@ -47,6 +47,8 @@ def sample(
 
     import fastguide as fg
     from fastguide.common import images
+    from fastguide.common.files import make_folder
+    from fastguide.sampling.checks import as_device
 
     chosen_dtype = dtype_of(dtype, COMPUTED)
     if batch < 1:
@@ -56,7 +58,12 @@ def sample(
             f"columns, zoom are {columns}, {zoom}, but they should not be negative or 0"
         )
     numbers = parse_seeds(seeds)
-    loaded = fg.load(model, device, chosen_dtype)
+    where = as_device(device)
+    as_grid = out.suffix.lower() == ".png"
+    make_folder(out.parent if as_grid else out)  # before the work
+    if as_grid and out.is_dir():
+        raise IsADirectoryError(f"out is {out}, but that is a folder")
+    loaded = fg.load(model, where, chosen_dtype)
     chosen = parse_classes("classes", classes, loaded)
     against = parse_classes("negative", negative, loaded) if negative else []
     if len(against) > 1:
@@ -91,7 +98,7 @@ def sample(
             )
     seconds = time.perf_counter() - start
     result = torch.cat(done).cpu()
-    if out.suffix.lower() == ".png":
+    if as_grid:
         captions = [loaded.class_names[label] for label in labels] if labels else []
         wide = columns or (len(chosen) if 1 < len(chosen) <= 12 else 8)
         images.save_png(images.grid(result, wide, captions, zoom), out)
@@ -105,6 +112,9 @@ def sample(
     )
 
 
+MOST_SEEDS = 10_000_000
+
+
 def parse_seeds(text: str) -> list[int]:
     """ "0-3,7" to [0, 1, 2, 3, 7]."""
     out: list[int] = []
@@ -112,7 +122,12 @@ def parse_seeds(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise ValueError(f"seeds is {text!r}, but it should read like 0-63 or 3,5,8")
-        out += range(int(match[1]), int(match[2] or match[1]) + 1)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last >= 2**63 or len(out) + last - first >= MOST_SEEDS:
+            raise ValueError(
+                f"seeds is {text!r}, but it should be below 2^63, and at most {MOST_SEEDS} at once"
+            )
+        out += range(first, last + 1)
     return out
 
 

@@ -17,8 +17,15 @@ def write_atomic(path: Path, data: bytes) -> None:
     It is written under a temporary name first, and locked meanwhile. Temporary files of `path` that
     nobody holds, because their writer was killed, are removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     remove_leftovers(path)
+    try:
+        _write(path, data)
+    except OSError as error:  # which names the temporary file, or none
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+
+
+def _write(path: Path, data: bytes) -> None:
     temporary, file = _open_temporary(path)
     try:
         with file:
@@ -29,6 +36,20 @@ def write_atomic(path: Path, data: bytes) -> None:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that can be written to, unless there is one.
+
+    Raises:
+        OSError: a file is in the way, or it may not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(f"{folder} is not a folder") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} may not be written to")
 
 
 def remove_leftovers(path: Path) -> None:

@@ -12,7 +12,7 @@ class Age:
     """For how many evaluations each sample of a batch has had a delta: 0 where it starts."""
 
     def __init__(self, every: int, batch: int) -> None:
-        self.every, self.ages = every, torch.zeros(batch, dtype=torch.int64)
+        self.every, self.ages = every, torch.zeros(batch, dtype=torch.int64, device="cpu")
 
     def next(self, active: Tensor, at: Level) -> bool | None:
         """Whether the delta is computed at this evaluation, or else held; None where it is not

@@ -82,7 +82,8 @@ def mask_of(
         return (ops.noise(seeds, (1, height, width)) < limit).float()
     side = math.sqrt(settings.share)
     rows, columns = (
-        ((torch.arange(n, device=image.device) + 0.5) / n - 0.5).abs() < side / 2
+        ((torch.arange(n, device=image.device, dtype=torch.float32) + 0.5) / n - 0.5).abs()
+        < side / 2
         for n in (height, width)
     )
     return (rows.view(-1, 1) & columns).float().expand(batch, 1, height, width)

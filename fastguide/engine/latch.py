@@ -33,7 +33,7 @@ class Latch:
         if not off.is_cuda:
             self._closed = bool(off.all())
         elif self._event is None:
-            self._seen = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._seen = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=True)
             self._seen.copy_(off.all(), non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()

@@ -94,7 +94,7 @@ def _largest(
     assert pattern is not None
     device = plan.index.device
     x = torch.zeros((passes[pattern].inputs * batch, *shape), device=device, dtype=dtype)
-    return at, pattern, x, torch.zeros((batch, *shape), device=device)
+    return at, pattern, x, torch.zeros((batch, *shape), device=device, dtype=torch.float32)
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -142,7 +142,9 @@ def make_patterns(
         branch = _chosen(term.branch, choose)
         weights = term.weights(levels).expand(len(levels), batch or 1)
         if branch.degraded or branch.potential:  # where alpha is 0, x holds nothing of an image
-            weights = weights * torch.tensor([[float(at.alpha > 0)] for at in levels])
+            weights = weights * torch.tensor(
+                [[float(at.alpha > 0)] for at in levels], dtype=torch.float64, device="cpu"
+            )
         totals[branch] = totals.get(branch, 0.0) + weights
     if any(needed) and guidance is not None:
         totals = {**negatives(totals), **totals}
@@ -154,7 +156,7 @@ def make_patterns(
     factor_age = Age(hows[0].every if hows else 1, batch or 1)
     nags, nag_scales = _nags(guidance, levels, batch, choose)
     patterns, packed = [], []
-    ones = torch.ones(batch or 1, dtype=torch.float64)
+    ones = torch.ones(batch or 1, dtype=torch.float64, device="cpu")
     for e in range(len(levels)):
         if e < zero_steps:
             if needed[e]:
@@ -230,7 +232,7 @@ def _nags(
     if len(inside) > 1:
         raise ValueError(f"guidance holds {len(inside)} NAGs, but a network can hold one")
     if not inside:
-        return [None] * len(levels), torch.ones(len(levels), 1).double()
+        return [None] * len(levels), torch.ones(len(levels), 1, dtype=torch.float64, device="cpu")
     one = inside[0]
     nag = Nag(choose(one.layers), one.tau, one.alpha)
     weights = one.term.weights(levels).expand(len(levels), batch or 1)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from fastguide.spacing import Levels
 from fastguide.staging.perturbation import Layers
 
 PREVIEW = "preview"
+HOST: Any = {"dtype": torch.float64, "device": "cpu"}  # whatever the process's defaults are
 
 
 class Fact(IntEnum):
@@ -202,12 +204,12 @@ def make_plan(
     threshold = clamp if isinstance(clamp, DynamicThreshold) else None
     low, high = clamp if isinstance(clamp, tuple) else (-math.inf, math.inf)
     scales = [1.0 if u.at is None else prediction.input_scale(u.at) for u in updates]
-    table = torch.zeros(len(updates), _table.width(len(slots)), dtype=torch.float64)
+    table = torch.zeros(len(updates), _table.width(len(slots)), **HOST)
     packed = torch.zeros(
-        len(updates), batch or 1, 1 + max(len(p.branches) for p in patterns), dtype=torch.float64
+        len(updates), batch or 1, 1 + max(len(p.branches) for p in patterns), **HOST
     )
-    nag = torch.ones(len(updates), batch or 1, dtype=torch.float64)
-    facts = torch.zeros(len(updates), len(Fact), dtype=torch.float64)
+    nag = torch.ones(len(updates), batch or 1, **HOST)
+    facts = torch.zeros(len(updates), len(Fact), **HOST)
     rows, written, evaluation = [], {"x"}, 0
     for e, update in enumerate(updates):
         pattern = None
@@ -217,7 +219,7 @@ def make_plan(
             packed[e, :, : 1 + len(pattern.branches)] = weights[evaluation]
             a, b = prediction.denoised(update.at)
             table[e, Column.OF_X], table[e, Column.OF_PREDICTION] = a, b
-            facts[e] = torch.tensor(_facts(update.at, a, b, scales[e]), dtype=torch.float64)
+            facts[e] = torch.tensor(_facts(update.at, a, b, scales[e]), **HOST)
             evaluation += 1
         table[e, Column.LOW], table[e, Column.HIGH] = low, high
         following = scales[e + 1] if e + 1 < len(updates) else 1.0
@@ -249,7 +251,7 @@ def make_plan(
         slots=slots,
         table=table.to(device, dtype),
         weights=packed.to(device, dtype),
-        times=torch.tensor(times, dtype=torch.float64).to(device, dtype),
+        times=torch.tensor(times, **HOST).to(device, dtype),
         nag=nag.to(device, dtype),
         facts=facts.to(device, dtype),
         index=torch.arange(len(updates), device=device),

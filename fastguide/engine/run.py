@@ -114,7 +114,7 @@ def buffers(
     device, batch = seeds.device, seeds.shape[0]
     copies = max(one.inputs for one in passes.values())
     return (
-        torch.empty((len(plan.slots), batch, *shape), device=device),
+        torch.empty((len(plan.slots), batch, *shape), device=device, dtype=torch.float32),
         torch.empty((copies * batch, *shape), device=device, dtype=dtype),
         torch.full((batch,), len(plan.rows), dtype=torch.int32, device=device),
     )

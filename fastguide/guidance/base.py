@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from fastguide.common.checks import check_int, check_number, shown
 from fastguide.common.hashing import hash_once
 from fastguide.guidance.modifiers import HighPass, Projection, Rectified, Rescale, Space
 from fastguide.guidance.potential import Potential
-from fastguide.guidance.schedule import Schedule, values_of
+from fastguide.guidance.schedule import Schedule, is_schedule, values_of
 from fastguide.model import Model
 from fastguide.process import Level
 from fastguide.staging.perturbation import Degraded, Layers, Perturbation
@@ -127,24 +128,31 @@ class Term:
     sign: float = 1.0
 
     def __post_init__(self) -> None:
-        every = self.branch.every
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every is {every!r}, but it should be an integer, 1 or more")
+        check_int("every", self.branch.every)
+        if self.schedule is not None and not is_schedule(self.schedule):
+            raise TypeError(
+                f"schedule is {shown(self.schedule)}, but it should be a schedule such as "
+                "interval(0.3, 2.9), or a function of a Level"
+            )
         if isinstance(self.amount, Tensor):
             if self.amount.ndim != 1 or not self.amount.is_floating_point():
                 raise ValueError(
                     f"{self.name} is {self.amount.dtype} of shape {tuple(self.amount.shape)}, "
                     "but a tensor should hold one floating-point value per sample, [B]"
                 )
+            if not len(self.amount):
+                raise ValueError(f"{self.name} is empty, but it should hold one value per sample")
             if not bool(torch.isfinite(self.amount).all()):
                 raise ValueError(f"{self.name} is {self.amount}, but it should be finite")
-        elif isinstance(self.amount, (int, float)):
-            if not math.isfinite(self.amount):
-                raise ValueError(f"{self.name} is {self.amount}, but it should be finite")
-        elif not callable(self.amount) and not hasattr(self.amount, "values"):
+        elif isinstance(self.amount, bool) or not (
+            isinstance(self.amount, Real) or is_schedule(self.amount)
+        ):
             raise TypeError(
-                f"{self.name} is {self.amount!r}, but it should be a number, a schedule or a tensor"
+                f"{self.name} is {shown(self.amount)}, but it should be a number, a schedule or a "
+                "tensor"
             )
+        elif isinstance(self.amount, Real):
+            check_number(self.name, self.amount)
 
     @property
     def batch(self) -> int | None:
@@ -159,12 +167,15 @@ class Term:
         """
         if isinstance(self.amount, Tensor):
             amounts = self.amount.detach().to("cpu", torch.float64).unsqueeze(0)
-        elif isinstance(self.amount, (int, float)):
-            amounts = torch.tensor([[float(self.amount)]], dtype=torch.float64)
+        elif isinstance(self.amount, Real):
+            amounts = torch.tensor([[float(self.amount)]], dtype=torch.float64, device="cpu")
         else:
-            amounts = torch.tensor(values_of(self.amount, levels), dtype=torch.float64).unsqueeze(1)
+            schedule: Any = self.amount  # as was checked
+            amounts = torch.tensor(
+                values_of(schedule, levels), dtype=torch.float64, device="cpu"
+            ).unsqueeze(1)
         factors = [1.0] * len(levels) if self.schedule is None else values_of(self.schedule, levels)
-        column = self.sign * torch.tensor(factors, dtype=torch.float64).unsqueeze(1)
+        column = self.sign * torch.tensor(factors, dtype=torch.float64, device="cpu").unsqueeze(1)
         weights = (amounts - self.off) * column
         if not bool(torch.isfinite(weights).all()):
             bad = int((~torch.isfinite(weights)).any(1).nonzero()[0])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastguide.common.checks import check_name, check_number
 from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Term
 from fastguide.guidance.potential import Of, Potential
 
@@ -48,8 +49,7 @@ class ClassifierGuidance(Guidance):
 
     def __post_init__(self) -> None:
         _callable("classifier", self.classifier)
-        if self.form not in ("score", "mean"):
-            raise ValueError(f"form is {self.form!r}, but it should be 'score' or 'mean'")
+        check_name("form", self.form, ("score", "mean"))
         if self.labels is not None and (
             not isinstance(self.labels, Tensor)
             or self.labels.ndim != 1
@@ -110,6 +110,7 @@ class CLIPGuidance(Guidance):
         if not callable(self.text_embedding):
             _check_text(self.text_embedding)
         _check_of(self.of)
+        check_number("logit_scale", self.logit_scale)
         super().__post_init__()
 
     def terms(self) -> tuple[Term, ...]:
@@ -182,8 +183,7 @@ def _check_text(text: object) -> None:
 
 
 def _check_of(of: str) -> None:
-    if of not in get_args(Of):
-        raise ValueError(f"of is {of!r}, but it should be one of {get_args(Of)}")
+    check_name("of", of, get_args(Of))
 
 
 def _term(potential: Potential, guidance: Any) -> Term:

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from fastguide.common.checks import check_name
 from fastguide.guidance.base import Amount, Branch, Condition, Factor, Guidance, Term
 from fastguide.staging.perturbation import (
     BlurredQueries,
@@ -30,8 +31,7 @@ def terms_of(branch: Branch, weight: Amount, schedule: Factor) -> tuple[Term, ..
     Raises:
         ValueError: the condition, which the user calls `of`, is another.
     """
-    if branch.cond not in ("cond", "negative"):
-        raise ValueError(f"of is {branch.cond!r}, but it should be 'cond' or 'negative'")
+    check_name("of", branch.cond, ("cond", "negative"))
     terms = (Term(branch, weight, 0.0, "weight", schedule),)
     if branch.cond == "cond":
         return terms
@@ -80,7 +80,7 @@ class SEG(_Layered):
     sigma: float = math.inf
 
     def perturbation(self) -> Perturbation:
-        return BlurredQueries(float(self.sigma))
+        return BlurredQueries(self.sigma)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +102,7 @@ class STG(_Layered):
     mode: Literal["residual", "attention"] = "residual"
 
     def perturbation(self) -> Perturbation:
-        if self.mode not in ("residual", "attention"):
-            raise ValueError(f"mode is {self.mode!r}, but it should be 'residual' or 'attention'")
+        check_name("mode", self.mode, ("residual", "attention"))
         return Skipped() if self.mode == "residual" else Identity()
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-from fastguide.guidance.schedule import Schedule
+from fastguide.common.checks import check_int, check_name, check_number, shown
+from fastguide.guidance.schedule import Schedule, is_schedule
 
 Mode = Literal["vjp", "chain", "difference"]
 Space = Literal["prediction", "denoised"]
@@ -22,8 +22,7 @@ class HighPass:
     levels: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 1:
-            raise ValueError(f"levels is {self.levels!r}, but it should be an integer, 1 or more")
+        check_int("levels", self.levels)
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,16 @@ class Rectified:
     checkpoint: bool
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise ValueError(f"mode is {self.mode!r}, but it should be one of {get_args(Mode)}")
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"every is {self.every!r}, but it should be an integer, 1 or more")
+        check_name("mode", self.mode, get_args(Mode))
+        check_int("every", self.every)
+        if self.within is not None and not is_schedule(self.within):
+            raise TypeError(f"within is {shown(self.within)}, but it should be a schedule")
         if self.mode == "chain" and self.every != 1:
             raise ValueError(
                 f"every is {self.every} with mode 'chain', but it should be 1: no factor is held"
             )
-        if self.step is not None and not 0.0 < self.step < math.inf:
-            raise ValueError(f"step is {self.step}, but it should be positive and finite")
+        if self.step is not None:
+            check_number("step", self.step, 0.0, open_=True)
         if self.step is not None and self.mode != "difference":
             raise ValueError(f"step is {self.step} with mode {self.mode!r}, but should be None")
 
@@ -95,8 +94,7 @@ class Rescale:
     space: Space
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.share <= 1.0:
-            raise ValueError(f"share is {self.share}, but it should lie in [0, 1]")
+        check_number("share", self.share, 0.0, 1.0)
         check_space(self.space)
 
     def contribution(self, gram: Gram, total: Tensor) -> Tensor:
@@ -120,5 +118,4 @@ class Rescale:
 
 def check_space(space: str) -> None:
     """Raise ValueError unless `space` is one."""
-    if space not in get_args(Space):
-        raise ValueError(f"space is {space!r}, but it should be one of {get_args(Space)}")
+    check_name("space", space, get_args(Space))

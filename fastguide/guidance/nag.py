@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
+from fastguide.common.checks import check_number
 from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Inside, Term
 from fastguide.staging.perturbation import as_layers
 
@@ -31,8 +31,8 @@ class NAG(Guidance):
     schedule: Factor = None
 
     def __post_init__(self) -> None:
-        if not 1.0 <= self.tau < math.inf:
-            raise ValueError(f"tau is {self.tau}, but it should be finite and 1 or more")
+        check_number("tau", self.tau, 1.0)
+        check_number("alpha", self.alpha)
         if not 0.0 < self.alpha <= 1.0:
             raise ValueError(f"alpha is {self.alpha}, but it should lie in (0, 1]")
         super().__post_init__()

@@ -4,10 +4,10 @@ TSG. With `every=k` the delta is computed at each k-th evaluation and held betwe
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
+from fastguide.common.checks import check_number
 from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Other, Term
 from fastguide.model import Model
 from fastguide.staging.perturbation import NoisyTime, TimedLayers, as_layers
@@ -99,9 +99,7 @@ class TSG(Guidance):
 
     def __post_init__(self) -> None:
         for name in ("strength", "power"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value}, but it should be finite and 0 or more")
+            check_number(name, getattr(self, name), 0.0)
         super().__post_init__()
 
     def terms(self) -> tuple[Term, ...]:

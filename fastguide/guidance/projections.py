@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastguide.common.checks import check_int, check_number
 from fastguide.guidance.base import Guidance, Modified, Term, check_guidance
 from fastguide.guidance.modifiers import Gram, Space, check_space
 
@@ -21,12 +22,6 @@ from fastguide.guidance.modifiers import Gram, Space, check_space
 # ratio; a difference below CANCELLED is rounding, as the sums of ops.gram begin in fp32, and the
 # ratio of two of them is only known to a hundredth where it is NEGLIGIBLE.
 FAINT, CANCELLED, NEGLIGIBLE, TINY = 1e-20, 2.0**-18, 1e-4, 1e-300
-
-
-def _check(name: str, value: float, low: float, high: float = math.inf) -> None:
-    if not low <= value <= high or math.isinf(value):
-        bounds = f"{low:g} or more" if high == math.inf else f"in [{low:g}, {high:g}]"
-        raise ValueError(f"{name} is {value}, but it should be {bounds}")
 
 
 def _along(gram: Gram, k: int, coefficient: Tensor) -> Tensor:
@@ -84,11 +79,10 @@ class APG(Guidance):
 
     def __post_init__(self) -> None:
         check_guidance("APG", self.guidance)
-        _check("eta", self.eta, 0.0)
-        if not self.radius > 0:
-            raise ValueError(f"radius is {self.radius}, but it should be positive")
-        if not -1.0 < self.momentum < 1.0:
-            raise ValueError(f"momentum is {self.momentum}, but it should lie in (-1, 1)")
+        check_number("eta", self.eta, 0.0)
+        if self.radius != math.inf:
+            check_number("radius", self.radius, 0.0, open_=True)
+        check_number("momentum", self.momentum, -1.0, 1.0, open_=True)
         check_space(self.space)
         super().__post_init__()
 
@@ -133,9 +127,7 @@ class CFGZeroStar(Guidance):
 
     def __post_init__(self) -> None:
         check_guidance("CFGZeroStar", self.guidance)
-        n = self.zero_steps
-        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-            raise ValueError(f"zero_steps is {n!r}, but it should be an integer, 0 or more")
+        check_int("zero_steps", self.zero_steps, 0)
         super().__post_init__()
 
     def terms(self) -> tuple[Term, ...]:
@@ -212,7 +204,7 @@ class MAMBO(Guidance):
 
     def __post_init__(self) -> None:
         check_guidance("MAMBO", self.guidance)
-        _check("alpha", self.alpha, 0.0)
+        check_number("alpha", self.alpha, 0.0)
         super().__post_init__()
 
     def terms(self) -> tuple[Term, ...]:
@@ -259,7 +251,7 @@ class Adaptive(Guidance):
 
     def __post_init__(self) -> None:
         check_guidance("Adaptive", self.guidance)
-        _check("similarity", self.similarity, -1.0, 1.0)
+        check_number("similarity", self.similarity, -1.0, 1.0)
         super().__post_init__()
 
     def terms(self) -> tuple[Term, ...]:

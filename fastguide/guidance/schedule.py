@@ -7,10 +7,11 @@ level.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
+from fastguide.common.checks import check_name, check_number, shown
 from fastguide.process import Level
 
 Over = Literal["t", "sigma"]
@@ -27,8 +28,7 @@ def _position(level: Level, over: Over) -> float:
 
 
 def _check_over(over: str) -> None:
-    if over not in ("t", "sigma"):
-        raise ValueError(f"over is {over!r}, but it should be 't' or 'sigma'")
+    check_name("over", over, get_args(Over))
 
 
 def _progress(levels: Sequence[Level], over: Over) -> list[float]:
@@ -49,6 +49,9 @@ class constant:
 
     value: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_number("value", self.value)
+
     def values(self, levels: Sequence[Level]) -> list[float]:
         return [self.value] * len(levels)
 
@@ -62,6 +65,8 @@ class linear:
     over: Over = "t"
 
     def __post_init__(self) -> None:
+        check_number("start", self.start)
+        check_number("end", self.end)
         _check_over(self.over)
 
     def values(self, levels: Sequence[Level]) -> list[float]:
@@ -78,8 +83,7 @@ class cosine:
 
     def __post_init__(self) -> None:
         _check_over(self.over)
-        if not 0.0 < self.power < math.inf:
-            raise ValueError(f"power is {self.power}, but it should be positive")
+        check_number("power", self.power, 0.0, open_=True)
 
     def values(self, levels: Sequence[Level]) -> list[float]:
         progress = _progress(levels, self.over)
@@ -99,6 +103,10 @@ class interval:
 
     def __post_init__(self) -> None:
         _check_over(self.over)
+        for name in ("low", "high"):
+            bound = getattr(self, name)
+            if not (isinstance(bound, float) and math.isinf(bound)):
+                check_number(name, bound)
         if not self.low <= self.high:
             raise ValueError(
                 f"low, high are {self.low}, {self.high}, but low should not exceed high"
@@ -108,10 +116,36 @@ class interval:
         return [float(self.low <= _position(at, self.over) <= self.high) for at in levels]
 
 
+def is_schedule(value: object) -> bool:
+    """Whether `value` is a schedule or any function of a level: neither a class of schedules, nor
+    a dict, which has `values` of another kind.
+    """
+    if isinstance(value, (type, Mapping)):
+        return False
+    return callable(value) or callable(getattr(value, "values", None))
+
+
 def values_of(
     schedule: Schedule | Callable[[Level], float], levels: Sequence[Level]
 ) -> list[float]:
-    """One value per level, from a schedule or from any function of a level."""
-    if hasattr(schedule, "values"):
-        return [float(value) for value in schedule.values(levels)]
-    return [float(schedule(level)) for level in levels]
+    """One value per level, from a schedule or from any function of a level.
+
+    Raises:
+        TypeError, ValueError: it gives something else than a number for each.
+    """
+    given = getattr(schedule, "values", None)
+    found = [schedule(at) for at in levels] if given is None else list(given(levels))  # type: ignore[operator]
+    if len(found) != len(levels):
+        raise ValueError(f"schedule gives {len(found)} values, but there are {len(levels)} levels")
+    for value, level in zip(found, levels, strict=True):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"schedule gives {shown(value)} at {level}, but it should be a number"
+            ) from None
+        if not math.isfinite(number):
+            raise ValueError(f"schedule gives {shown(value)} at {level}, which is not finite")
+    return [float(value) for value in found]

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from fastguide.common.checks import check_int, check_name, check_number
+from fastguide.common.checks import check_int, check_name, check_number, shown
 from fastguide.engine.captured import Way
 from fastguide.engine.program import RowMode
 from fastguide.guidance.base import Guidance, Other
@@ -20,7 +20,12 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def check_shape(model: Model, shape: Sequence[int] | None) -> tuple[int, ...]:
     """The shape of one sample, the model's where None is given."""
-    chosen = model.shape if shape is None else tuple(int(side) for side in shape)
+    if shape is not None:
+        if not isinstance(shape, Sequence) or isinstance(shape, str):
+            raise TypeError(f"shape is {shown(shape)}, but the model samples {model.shape}")
+        for i, side in enumerate(shape):
+            check_int(f"shape[{i}]", side)
+    chosen = model.shape if shape is None else tuple(map(int, shape))
     if len(chosen) != len(model.shape) or chosen[0] != model.shape[0] or min(chosen) < 1:
         raise ValueError(f"shape is {chosen}, but the model samples {model.shape}")
     check = getattr(model.net, "check_shape", None)
@@ -29,12 +34,41 @@ def check_shape(model: Model, shape: Sequence[int] | None) -> tuple[int, ...]:
     return chosen
 
 
+def check_images(shape: tuple[int, ...], guidance: Guidance | None) -> None:
+    """Raise ValueError where the guidance filters images, but samples are none."""
+    for term in guidance.terms() if guidance is not None else ():
+        name = "SAG" if term.branch.degraded else "FDG" if term.branch.high_pass else None
+        if name is not None and len(shape) != 3:
+            raise ValueError(
+                f"guidance holds {name}, which filters images (C, H, W), but the shape of a "
+                f"sample is {shape}"
+            )
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """`device` as one."""
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f"device is {shown(device)}, but it should be a torch.device or its name")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"device is {shown(device)}, but it should be one such as 'cpu' or 'cuda:0'"
+        )
+    count = torch.cuda.device_count() if found.type == "cuda" else 1
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise ValueError(f"device is {shown(device)}, but torch sees {count} GPUs")
+    return found
+
+
 def device_of(model: Model, device: torch.device | str | None) -> torch.device:
     """Where to run: where the network is."""
     parameter = model.parameter
     if parameter is None:
-        return torch.device(device or "cpu")
-    wanted = parameter.device if device is None else torch.device(device)
+        return as_device("cpu" if device is None else device)
+    wanted = parameter.device if device is None else as_device(device)
     if wanted.type != parameter.device.type or wanted.index not in (None, parameter.device.index):
         raise ValueError(f"device is {device}, but the network is on {parameter.device}")
     return parameter.device
@@ -42,11 +76,21 @@ def device_of(model: Model, device: torch.device | str | None) -> torch.device:
 
 def net_as(model: Model, dtype: torch.dtype | None) -> tuple[Any, torch.dtype]:
     """The network of that dtype, a copy where its own differs, and the dtype."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(
+            f"dtype is {shown(dtype)}, but it should be torch.float32, torch.bfloat16 or "
+            "torch.float16"
+        )
     if dtype is not None and dtype not in _DTYPES:
         raise ValueError(f"dtype is {dtype}, but it should be fp32, bf16 or fp16")
     parameter = model.parameter
     if parameter is None:
         return model.net, dtype or torch.float32
+    if dtype is None and parameter.dtype not in _DTYPES:
+        raise ValueError(
+            f"model.net is of {parameter.dtype}, but a sampler runs in fp32, bf16 or fp16: "
+            "name one as dtype"
+        )
     if dtype is None or dtype == parameter.dtype:
         return model.net, parameter.dtype
     assert isinstance(model.net, nn.Module)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fastguide import ops
+from fastguide.common.checks import shown
 from fastguide.guidance.base import Condition, Guidance
 from fastguide.model import Model
 
@@ -80,7 +81,7 @@ def as_labels(cond: Any) -> Tensor | None:
         return None
     labels = cond if isinstance(cond, Tensor) else None
     if labels is None and (isinstance(cond, int) or all(isinstance(one, int) for one in cond)):
-        labels = torch.tensor(cond if isinstance(cond, int) else list(cond))
+        labels = torch.tensor(cond if isinstance(cond, int) else list(cond), device="cpu")
     if labels is None or labels.is_floating_point() or labels.dtype == torch.bool:
         return None
     return labels.long() if labels.ndim < 2 else None
@@ -158,16 +159,21 @@ def _batched(name: str, value: Any, model: Model, batch: int, device: torch.devi
         if not isinstance(leaf, Tensor) or leaf.ndim < 1 or leaf.shape[0] != batch:
             found = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
             raise ValueError(f"{name}[{i}] is {found}, but it should be a tensor [{batch}, ...]")
-        if null is not None and leaf.shape[1:] != torch.as_tensor(expected[i]).shape:
+        if null is not None and leaf.shape[1:] != _tensor(expected[i]).shape:
             raise ValueError(
                 f"{name}[{i}].shape is {tuple(leaf.shape)}, but the null condition's is "
-                f"{tuple(torch.as_tensor(expected[i]).shape)}"
+                f"{tuple(_tensor(expected[i]).shape)}"
             )
     return tree_map(lambda leaf: leaf.to(device), value)
 
 
+def _tensor(value: Any) -> Tensor:
+    """`value` as a tensor, on the host where it is none."""
+    return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+
+
 def _repeat(leaf: Any, batch: int, device: torch.device) -> Tensor:
-    tensor = torch.as_tensor(leaf, device=device)
+    tensor = _tensor(leaf).to(device)
     return tensor.expand(batch, *tensor.shape)
 
 
@@ -179,7 +185,12 @@ def _labels(
     batch: int,
     device: torch.device,
 ) -> Tensor:
-    labels = torch.as_tensor(value)
+    try:
+        labels = _tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(
+            f"{name} is {shown(value)}, but it should be class labels: an int, ints, or int64 [B]"
+        ) from None
     if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.is_complex():
         raise ValueError(f"{name} is {labels.dtype}, but class labels should be integers")
     labels = labels.to(torch.int64)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any
 
+from fastguide.common.checks import shown
 from fastguide.common.options import Configured, by_name
 from fastguide.engine.threshold import DynamicThreshold
 from fastguide.guidance.base import Guidance
@@ -63,6 +64,16 @@ class Course:
                 f"solver is {solver!r}, but it should be a solver such as fastguide.ddim"
             )
         spacing, levels = self.spacing, self.levels
+        if levels is not None and not isinstance(levels, Levels):
+            raise TypeError(
+                f"levels is {shown(levels)}, but it should be a fastguide.Levels, such as "
+                "Levels.from_times(process, times) or Levels.from_sigmas(process, sigmas)"
+            )
+        if spacing is not None and not isinstance(spacing, (str, Configured)):
+            raise TypeError(
+                f"spacing is {shown(spacing)}, but it should be a spacing such as "
+                "fastguide.karras, or its name"
+            )
         if isinstance(spacing, str):
             spacing = by_name("spacing", spacing, SPACINGS)
         usual: Usual | None = None if model.usual is None else model.usual(self.steps)
@@ -84,9 +95,18 @@ def bounds(
     """(low, high) of a clamp."""
     if clamp is None or isinstance(clamp, DynamicThreshold):
         return clamp
-    low, high = (-clamp, clamp) if isinstance(clamp, (int, float)) else clamp
-    if not low < high or math.isnan(low) or math.isnan(high):
-        raise ValueError(
-            f"clamp is {clamp!r}, but it should be a positive number or a pair low < high"
-        )
-    return float(low), float(high)
+    wrong = f"clamp is {shown(clamp)}, but it should be a positive number or a pair low < high"
+    found: list[float] = []
+    for bound in clamp if isinstance(clamp, (tuple, list)) else (clamp,):
+        if isinstance(bound, bool) or not isinstance(bound, Real):
+            raise TypeError(f"{wrong}, or a DynamicThreshold")
+        try:
+            found.append(float(bound))
+        except OverflowError:
+            raise ValueError(wrong) from None
+    if len(found) not in (1, 2):
+        raise TypeError(f"{wrong}, or a DynamicThreshold")
+    low, high = (-found[0], found[0]) if len(found) == 1 else found
+    if not low < high:  # nor where one is NaN
+        raise ValueError(wrong)
+    return low, high

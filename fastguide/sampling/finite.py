@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,11 @@ class NonFiniteError(FloatingPointError):
 
     def __init__(self, message: str, samples: Tensor, evaluations: list[int | None]) -> None:
         super().__init__(message)
-        self.samples = samples
+        self.message, self.samples = message, samples
         self.evaluations = evaluations
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.samples, self.evaluations)  # another process's, too
 
 
 def check_finite(

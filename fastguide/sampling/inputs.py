@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastguide.common.checks import shown
 from fastguide.engine.passes import Conditions
 from fastguide.engine.run import Inputs
 from fastguide.guidance.base import Other
@@ -55,6 +56,8 @@ def bind_all(planned: Planned, cond: Any, negative: Any, batch: int) -> Conditio
 
 def _as_noise(planned: Planned, name: str, noise: Tensor, batch: int) -> Tensor:
     shape = (batch, *planned.setup.settings.shape)
+    if not isinstance(noise, Tensor):
+        raise TypeError(f"{name} is {shown(noise)}, but it should be an fp32 tensor {shape}")
     if noise.shape != shape or noise.dtype != torch.float32:
         raise ValueError(
             f"{name} is {noise.dtype} of shape {tuple(noise.shape)}, but it should be fp32 {shape}"

@@ -15,7 +15,7 @@ from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import Plan, make_plan
 from fastguide.engine.program import RowMode
 from fastguide.guidance.base import Guidance, Other
-from fastguide.sampling.checks import net_as, others_of
+from fastguide.sampling.checks import check_images, net_as, others_of
 from fastguide.sampling.conditions import named_conditions, random_condition
 from fastguide.sampling.course import Course
 from fastguide.sampling.setup import Setup
@@ -70,6 +70,7 @@ def make_ready(
     model, guidance, device = setup.model, course.guidance, setup.device
     if guidance is not None and not isinstance(guidance, Guidance):
         raise TypeError(f"guidance is {guidance!r}, but it should be a Guidance such as CFG(3.0)")
+    check_images(setup.settings.shape, guidance)
     names = named_conditions(model, guidance)
     others = others_of(model, guidance, device)
     nets: dict[Other | None, Any] = dict(known or {None: setup.net})

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
+from fastguide.common.checks import check_int
 from fastguide.common.log import log, logging_on
 from fastguide.engine.measure import measure_rows
 from fastguide.engine.passes import Conditions
@@ -27,8 +28,7 @@ def warm_up(
         ValueError: a batch size below 1.
     """
     for batch in [batches] if isinstance(batches, int) else list(batches):
-        if batch < 1:
-            raise ValueError(f"batches has {batch}, but it should be 1 or more")
+        check_int("batches", batch)
         modes = [runner.rows] if runner.rows else list(planned.passes)
         conditions = one.repeated(batch)
         seeds = torch.zeros(batch, dtype=torch.int64, device=planned.setup.device)

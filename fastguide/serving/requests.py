@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from fastguide.engine.passes import Conditions
 from fastguide.engine.pattern import make_patterns
-from fastguide.engine.plan import Plan
+from fastguide.engine.plan import HOST, Plan
 from fastguide.guidance.base import Branch, Guidance
 from fastguide.serving.deadlines import deadlines
 from fastguide.staging.perturbation import Layers
@@ -96,8 +96,8 @@ def amounts_of(
     patterns, weights, nags, batch = found
     if batch is not None:
         raise ValueError(f"guidance holds values for {batch} samples, but a request is one")
-    out = torch.zeros(len(plan.rows), 1, plan.weights.shape[2], dtype=torch.float64)
-    nag = torch.ones(len(plan.rows), 1, dtype=torch.float64)
+    out = torch.zeros(len(plan.rows), 1, plan.weights.shape[2], **HOST)
+    nag = torch.ones(len(plan.rows), 1, **HOST)
     at = 0
     for e, row in enumerate(plan.rows):
         if row.pattern is None:
@@ -145,7 +145,9 @@ def packed(requests: Sequence[Request], plan: Plan) -> tuple[Plan, Conditions, T
         for net in conditions[0].fixed
     }
     target = tree_map(_together, *[one.target for one in conditions])
-    seeds = torch.tensor([request.seed for request in requests], device=plan.index.device)
+    seeds = torch.tensor(
+        [request.seed for request in requests], dtype=torch.int64, device=plan.index.device
+    )
     return replace(plan, weights=weights, nag=nag), Conditions(fixed, None, target), seeds
 
 

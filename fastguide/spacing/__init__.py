@@ -3,6 +3,7 @@
 Every spacing is a function of (process, steps, options) that returns `Levels`.
 """
 
+from fastguide.common.checks import check_int
 from fastguide.common.options import Configured
 from fastguide.process import EDM, VP, Process
 from fastguide.spacing.levels import Levels
@@ -47,6 +48,5 @@ def make_levels(process: Process, steps: int, spacing: Configured[Levels] | None
     Raises:
         ValueError: steps < 1, or a spacing that the process does not have.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps is {steps!r}, but it should be an int of 1 or more")
+    check_int("steps", steps)
     return (spacing or default_spacing(process)).run(process, steps)

@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from fastguide.common.checks import check_int, check_name, check_number
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -23,8 +25,8 @@ class BlurredQueries:
     sigma: float
 
     def __post_init__(self) -> None:
-        if math.isnan(self.sigma) or self.sigma < 0:
-            raise ValueError(f"sigma is {self.sigma}, but it should be 0 or more, or inf")
+        if self.sigma != math.inf:
+            check_number("sigma", self.sigma, 0.0)
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,12 @@ class Degraded:
     layers: Layers
 
     def __post_init__(self) -> None:
-        if self.mask not in get_args(Mask):
-            raise ValueError(f"mask is {self.mask!r}, but it should be one of {get_args(Mask)}")
-        if self.sigma is not None and not self.sigma > 0:
-            raise ValueError(f"sigma is {self.sigma}, but it should be positive")
-        if self.kernel_size is not None and (self.kernel_size < 1 or self.kernel_size % 2 == 0):
-            raise ValueError(
-                f"kernel_size is {self.kernel_size}, but it should be a positive odd number"
-            )
-        if not self.threshold >= 0:
-            raise ValueError(f"threshold is {self.threshold}, but it should be 0 or more")
-        if not 0.0 <= self.share <= 1.0:
-            raise ValueError(f"share is {self.share}, but it should lie in [0, 1]")
+        check_name("mask", self.mask, get_args(Mask))
+        if self.sigma is not None:
+            check_number("sigma", self.sigma, 0.0, open_=True)
+        if self.kernel_size is not None:
+            check_int("kernel_size", self.kernel_size)
+            if self.kernel_size % 2 == 0:
+                raise ValueError(f"kernel_size is {self.kernel_size}, but it should be odd")
+        check_number("threshold", self.threshold, 0.0)
+        check_number("share", self.share, 0.0, 1.0)

@@ -238,8 +238,11 @@ def probe(
         parts: of each block, the parts of it whose attention is told apart from the others'.
         x, t, cond: of one sample; x decides shapes and dtype only.
     """
-    generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randn(x.shape, generator=generator).to(x.device, x.dtype) for _ in range(2)]
+    generator = torch.Generator("cpu").manual_seed(0)
+    drawn = [
+        torch.randn(x.shape, generator=generator, device="cpu").to(x.device, x.dtype)
+        for _ in range(2)
+    ]
     later = t * 0.75 + 0.125
     runs = [_Run(paths, parts) for _ in range(3)]
     runs[0](net, drawn[0], t, cond)

@@ -1,0 +1,121 @@
+"""Errors of the public face: TypeError for a wrong kind, ValueError for a wrong value, and each
+names the argument and its value. Red before: most were accepted, or errors of something within.
+"""
+
+import math
+
+import exact
+import pytest
+import torch
+from test_perturbation import dit, model_of
+
+import fastguide as fg
+
+MODEL = exact.two_classes(exact.PROCESSES["edm"])
+FLAT = fg.Model(lambda x, t, c: -x, fg.Flow(), fg.Prediction("flow"), (8,), null=3)
+STAGED = model_of(dit())
+HUGE = 10**400
+LEVEL = fg.Flow().level(0.5)
+
+
+def sampler(guidance=None, model=MODEL, **options):
+    return fg.Sampler(model, guidance, **{"steps": 2, **options})
+
+
+def call(**arguments):
+    return fg.sample(MODEL, **{"cond": 0, "steps": 1, **arguments})
+
+
+CASES = [
+    # guidance
+    (lambda: fg.CFG(HUGE), ValueError, "scale is 1000"),
+    (lambda: fg.CFG(10**5000), ValueError, "scale is a int"),
+    (lambda: fg.CFG(True), TypeError, "scale is True"),
+    (lambda: fg.CFG("3"), TypeError, "scale is '3'"),
+    (lambda: fg.CFG(None), TypeError, "scale is None"),
+    (lambda: fg.CFG(3 + 0j), TypeError, "scale is "),
+    (lambda: fg.CFG({"a": 1}), TypeError, "scale is {'a': 1}"),
+    (lambda: fg.CFG(torch.zeros(0)), ValueError, "scale is empty"),
+    (lambda: fg.CFG(2.0, 0.5), TypeError, r"schedule is 0\.5"),
+    (lambda: fg.CFG(2.0, "cosine"), TypeError, "schedule is 'cosine'"),
+    (lambda: fg.CFG(2.0, fg.interval), TypeError, "schedule is <class"),
+    (lambda: fg.CFG(2.0, every=2.0), TypeError, r"every is 2\.0"),
+    (lambda: fg.CFG(2.0, every=0), ValueError, "every is 0"),
+    (lambda: fg.REG(fg.CFG(2.0), within=3), TypeError, "within is 3"),
+    (lambda: fg.REG(fg.CFG(2.0), mode=3), TypeError, "mode is 3"),
+    (lambda: fg.CFG(2.0).rescale("a"), TypeError, "share is 'a'"),
+    (lambda: fg.CFG(2.0).rescale(1.5), ValueError, r"share is 1\.5"),
+    (lambda: fg.APG(fg.CFG(2.0), radius=0), ValueError, "radius is 0"),
+    (lambda: fg.APG(fg.CFG(2.0), momentum="x"), TypeError, "momentum is 'x'"),
+    (lambda: fg.APG(fg.CFG(2.0), eta=HUGE), ValueError, "eta is 1000"),
+    (lambda: fg.CFGZeroStar(fg.CFG(2.0), 1.0), TypeError, r"zero_steps is 1\.0"),
+    (lambda: fg.MAMBO(fg.CFG(2.0), math.nan), ValueError, "alpha is nan"),
+    (lambda: fg.NAG(2.0, tau="1"), TypeError, "tau is '1'"),
+    (lambda: fg.SEG(2.0, sigma="big"), TypeError, "sigma is 'big'"),
+    (lambda: fg.SAG(0.5, kernel_size=3.0), TypeError, r"kernel_size is 3\.0"),
+    (lambda: fg.SAG(0.5, kernel_size=4), ValueError, "kernel_size is 4"),
+    (lambda: fg.SAG(0.5, sigma=math.inf), ValueError, "sigma is inf"),
+    (lambda: fg.TSG(2.0, strength=None), TypeError, "strength is None"),
+    (lambda: fg.STG(2.0, mode="none"), ValueError, "mode is 'none'"),
+    (lambda: fg.PAG(2.0, of=3), TypeError, "of is 3"),
+    (lambda: fg.linear("a", 1.0), TypeError, "start is 'a'"),
+    (lambda: fg.interval(math.nan, 1.0), ValueError, "low is nan"),
+    (lambda: fg.interval(0.0, 1.0, over="x"), ValueError, "over is 'x'"),
+    (lambda: fg.cosine(0.0), ValueError, "power is 0"),
+    (lambda: sampler(fg.CFG(lambda level: "x")), TypeError, "schedule gives 'x' at Level"),
+    (lambda: sampler(fg.CFG(lambda level: HUGE)), ValueError, "schedule gives 1000.*not finite"),
+    (lambda: sampler(fg.CFG(2.0, lambda level: None)), TypeError, "schedule gives None"),
+    # models and samplers
+    (lambda: sampler(fg.SAG(0.5, mask="global"), FLAT), ValueError, r"guidance holds SAG.*\(8,\)"),
+    (lambda: sampler(fg.FDG(2.0, 3.0), FLAT), ValueError, r"guidance holds FDG.*\(8,\)"),
+    (lambda: sampler(3.0), TypeError, r"guidance is 3\.0"),
+    (lambda: sampler(levels=[1.0, 0.5]), TypeError, r"levels is \[1\.0, 0\.5\]"),
+    (lambda: sampler(spacing=3), TypeError, "spacing is 3"),
+    (lambda: sampler(spacing="even"), ValueError, "spacing is 'even'"),
+    (lambda: sampler(solver=3), TypeError, "solver is 3"),
+    (lambda: sampler(solver="ode"), ValueError, "solver is 'ode'"),
+    (lambda: sampler(steps=2.0), TypeError, r"steps is 2\.0"),
+    (lambda: sampler(steps=0), ValueError, "steps is 0"),
+    (lambda: sampler(clamp="1"), TypeError, "clamp is '1'"),
+    (lambda: sampler(clamp=(1, "a")), TypeError, r"clamp is \(1, 'a'\)"),
+    (lambda: sampler(clamp=0.0), ValueError, r"clamp is 0\.0"),
+    (lambda: sampler(clamp=(1, 2, 3)), TypeError, r"clamp is \(1, 2, 3\)"),
+    (lambda: sampler(dtype="fp16"), TypeError, "dtype is 'fp16'"),
+    (lambda: sampler(dtype=torch.int8), ValueError, "dtype is torch.int8"),
+    (lambda: sampler(device="gpu"), ValueError, "device is 'gpu'"),
+    (lambda: sampler(device=0), TypeError, "device is 0"),
+    (lambda: sampler(device="cuda:99"), ValueError, "device is 'cuda:99'"),
+    (lambda: sampler(device="meta"), ValueError, "device is 'meta'"),
+    (lambda: sampler(shape=8), TypeError, "shape is 8"),
+    (lambda: sampler(shape=(2, 4.0, 4)), TypeError, r"shape\[1\] is 4\.0"),
+    (lambda: sampler(rows="all"), ValueError, "rows is 'all'"),
+    (lambda: sampler(rows=3), TypeError, "rows is 3"),
+    (lambda: sampler(graph=3), TypeError, "graph is 3"),
+    (lambda: sampler().warmup(0), ValueError, "batches is 0"),
+    (lambda: sampler().warmup([2.0]), TypeError, r"batches is 2\.0"),
+    (lambda: sampler().memory(2.0), TypeError, r"batch is 2\.0"),
+    (lambda: fg.Model(MODEL.net, "vp", MODEL.prediction, (1,)), TypeError, "process is 'vp'"),
+    (lambda: fg.Model(MODEL.net, MODEL.process, "eps", (1,)), TypeError, "prediction is 'eps'"),
+    (lambda: fg.Model(MODEL.net, MODEL.process, MODEL.prediction, 8), TypeError, "shape is 8"),
+    # calls
+    (lambda: call(seeds=torch.tensor([3, -1])), ValueError, "seeds has -1"),
+    (lambda: call(seeds=[]), ValueError, "seeds is empty"),
+    (lambda: call(seeds=torch.tensor([], dtype=torch.int64)), ValueError, "seeds is empty"),
+    (lambda: call(seeds=1.5), TypeError, r"seeds is 1\.5"),
+    (lambda: call(seeds=[None]), TypeError, "seeds has None"),
+    (lambda: call(cond="red"), TypeError, "cond is 'red'"),
+    (lambda: call(cond=[None]), TypeError, r"cond is \[None\]"),
+    (lambda: call(cond=1.0), ValueError, "cond is torch.float"),
+    (lambda: call(cond=2**70), TypeError, "cond is 1180591620717411303424"),
+    (lambda: call(noise=3.0), TypeError, r"noise is 3\.0"),
+    (lambda: call(noise=torch.zeros(1, 2, 4, 5)), ValueError, "noise is torch.float32"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_the_error_names_the_argument_and_its_value(number):
+    make, kind, message = CASES[number]
+    with pytest.raises(kind, match=message) as caught:
+        make()
+    assert caught.type is kind
+    assert len(str(caught.value)) < 600
