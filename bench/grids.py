@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import fastguide as fg
-from fastguide.common.images import to_pixels
+from fastguide.common.images import to_uint8
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 COLUMNS, ZOOM, STEPS = 14, 2, 25
@@ -29,7 +29,7 @@ def grid(model: fg.Model, guidance: fg.Guidance, path: Path) -> None:
     """Two rows of `COLUMNS` samples."""
     labels = torch.arange(COLUMNS) % len(model.class_names)
     rows = [
-        to_pixels(fg.sample(model, labels, one, steps=STEPS, seeds=range(COLUMNS)))
+        to_uint8(fg.sample(model, labels, one, steps=STEPS, seeds=range(COLUMNS)))
         for one in (None, guidance)
     ]
     pixels = torch.cat([torch.cat(list(row[:, 0]), 1) for row in rows])

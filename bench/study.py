@@ -21,7 +21,7 @@ import fastguide as fg
 from fastguide.assets import bundled
 from fastguide.checkpoint.models import read_description
 from fastguide.common.files import write_atomic
-from fastguide.common.images import to_pixels
+from fastguide.common.images import to_uint8
 from fastguide.training.data import Images, load_images
 
 HERE = Path(__file__).resolve().parent
@@ -155,7 +155,7 @@ def draw(
             began = time.perf_counter()
             images = sampler(part, range(seed + start, seed + stop), negative)
             seconds[i].append((time.perf_counter() - began) / (stop - start))
-            pixels[i].append(to_pixels(images))
+            pixels[i].append(to_uint8(images))
     return [(torch.cat(p), statistics.median(s)) for p, s in zip(pixels, seconds, strict=True)]
 
 

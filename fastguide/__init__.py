@@ -6,9 +6,10 @@ from fastguide.adapters.diffusers import accelerate, from_diffusers
 from fastguide.assets import load
 from fastguide.checkpoint.judges import Classifier, TextImage, load_classifier, load_text_image
 from fastguide.checkpoint.models import CheckpointError, save
+from fastguide.common import images
 from fastguide.common.heap import keep_freed_memory
-from fastguide.engine.run import Progress
 from fastguide.engine.threshold import DynamicThreshold
+from fastguide.engine.watch import STOP, Progress
 from fastguide.guidance import (
     APG,
     CFG,
@@ -91,6 +92,7 @@ from fastguide.spacing import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "STOP",
     "APG",
     "MAMBO",
     "TCFG",
@@ -155,6 +157,7 @@ __all__ = [
     "exponential",
     "from_diffusers",
     "heun",
+    "images",
     "interval",
     "karras",
     "keep_freed_memory",

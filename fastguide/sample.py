@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ from fastguide.common.options import Configured
 from fastguide.engine.captured import Way
 from fastguide.engine.memory import Memory
 from fastguide.engine.program import RowMode
-from fastguide.engine.run import Progress
 from fastguide.engine.stats import Stats
+from fastguide.engine.watch import Callback
 from fastguide.guidance.base import Guidance
 from fastguide.model import Model
 from fastguide.sampling.checks import check_graph, check_packing, check_rows
@@ -130,7 +130,7 @@ class Sampler:
         negative: Any = None,
         noise: Tensor | None = None,
         step_noise: Sequence[Tensor] | None = None,
-        callback: Callable[[Progress], None] | None = None,
+        callback: Callback | None = None,
         check: bool = True,
     ) -> Tensor:
         """Sample, fp32 `[B, *shape]`, one sample per seed.
@@ -142,7 +142,9 @@ class Sampler:
             negative: the negative condition, in the form of `cond`; None for the null condition.
             noise: start noise fp32 `[B, *shape]`, instead of the seeds'.
             step_noise: fp32 `[B, *shape]` for each update that draws noise, instead of the seeds'.
-            callback: called after every evaluation with a `Progress` (live previews).
+            callback: called after every evaluation with a `Progress` (live previews). What it
+                writes to `x` is what the next evaluation sees; `return fastguide.STOP` ends the
+                run with the denoised image so far.
             check: raise NonFiniteError where samples are not finite; looked up once, at the end.
         """
         planned = self._planned
@@ -154,6 +156,7 @@ class Sampler:
             check_finite(plan, samples, first_bad, bad_gradient, numbers)
         return samples
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def memory(self, batch: int, cond: Any = None, negative: Any = None) -> Memory:
         """What a run of `batch` samples takes of the device's memory, by an estimate: the run is
@@ -186,6 +189,7 @@ class Sampler:
         """As in the constructor."""
         return self._runner.graph
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def warmup(
         self, batches: int | Iterable[int], cond: Any = None, negative: Any = None
@@ -253,7 +257,7 @@ def sample(
     device: torch.device | str | None = None,
     noise: Tensor | None = None,
     step_noise: Sequence[Tensor] | None = None,
-    callback: Callable[[Progress], None] | None = None,
+    callback: Callback | None = None,
     check: bool = True,
 ) -> Tensor:
     """Sample once, fp32 `[B, *shape]`: `Sampler(...)` and one call of it; see there."""

@@ -13,12 +13,12 @@ from torch import Tensor
 from fastguide.common.files import write_atomic
 
 
-def to_pixels(images: Tensor) -> Tensor:
+def to_uint8(images: Tensor) -> Tensor:
     """Images in [-1, 1] to uint8, clipped."""
     return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def from_pixels(pixels: Tensor) -> Tensor:
+def from_uint8(pixels: Tensor) -> Tensor:
     """uint8 to fp32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1.0
 
@@ -27,7 +27,7 @@ def to_pil(image: Tensor) -> Image.Image:
     """One image `[C, H, W]` in [-1, 1], C of 1 or 3."""
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"image.shape is {tuple(image.shape)}, but it should be (1 or 3, H, W)")
-    pixels = to_pixels(image).permute(1, 2, 0).cpu().numpy()
+    pixels = to_uint8(image).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 

@@ -49,7 +49,7 @@ def nodes(
     assert pattern is not None
     batch, device = len(inputs.seeds), inputs.seeds.device
     x = torch.zeros((passes[pattern].inputs * batch, *shape), device=device, dtype=dtype)
-    state = torch.zeros((batch, *shape), device=device)
+    state = torch.zeros((batch, *shape), device=device, dtype=torch.float32)
     with uncompiled(), Launches() as launches:
         known = (inputs.conditions, inputs.seeds, dtype, outputs)
         Evaluate(Predict(plan, passes, *known))(at, pattern, x, state)

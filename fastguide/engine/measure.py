@@ -36,7 +36,7 @@ def measure_rows(
     pattern = at.row.pattern
     assert pattern is not None
     batch = seeds.shape[0]
-    state = torch.zeros((batch, *shape), device=seeds.device)
+    state = torch.zeros((batch, *shape), device=seeds.device, dtype=torch.float32)
     calls: dict[RowMode, Callable[[], object]] = {}
     for mode, passes in choices.items():
         evaluate = Evaluate(Predict(plan, passes, conditions, seeds, dtype, outputs))

@@ -171,9 +171,11 @@ def make_patterns(
 
 def _ordered(totals: dict[Branch, Tensor], needed: bool) -> dict[Branch, Tensor]:
     """The clean predictions of the network itself first; where one is `needed` and there is none,
-    that of a delta which is made from one, with weight 0. What moves the noise comes last.
+    that of a delta which is made from one, with weight 0. What moves the noise comes last, and
+    before it what moves the image, if need be after a clamp.
     """
-    last = {b: w for b, w in totals.items() if b.potential is not None and b.potential.mean}
+    last = {b: w for b, w in totals.items() if b.leads}
+    last |= {b: w for b, w in totals.items() if b.potential is not None and b.potential.mean}
     plain = {branch: w for branch, w in totals.items() if _is_plain(branch)}
     if needed and not plain:
         for branch, w in totals.items():

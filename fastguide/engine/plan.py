@@ -49,7 +49,7 @@ class Row:
 
     `reads` and `writes` are bit masks over the slots; `draws` says that it adds noise, `learned`
     that the noise is scaled by the network's variance; `extra` is the image it reads beside the
-    denoised one.
+    denoised one; `after` says that the image is clamped, and that gradients move it after that.
     """
 
     at: Level | None
@@ -60,6 +60,7 @@ class Row:
     learned: bool
     extra: Extra
     input_scale: float
+    after: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def make_plan(
     """
     updates = list(solver.run(levels))
     visited = [update.at for update in updates if update.at is not None]
-    start = _start_std(levels, next(update.at for update in updates if update.at is not None))
+    start = _start_std(levels)
     updates = [Update(at=None, x={"noise": start}), *updates]
     if preview:
         updates = [
@@ -238,6 +239,9 @@ def make_plan(
                 learned=update.spread != 0.0,
                 extra=extras[e],
                 input_scale=following,
+                after=clamp is not None
+                and pattern is not None
+                and any(b.leads for b in pattern.branches),
             )
         )
         written |= set(maps)
@@ -275,9 +279,10 @@ def _check_gradients(solver: Solver, prediction: Prediction, rows: list[Row]) ->
             )
 
 
-def _start_std(levels: Levels, first: Level) -> float:
-    # the marginal's own size: VP keeps the variance of normalised data, the others add to it
-    return 1.0 if isinstance(levels.process, VP) else first.sigma
+def _start_std(levels: Levels) -> float:
+    # the marginal's own size: VP keeps the variance of normalised data, the others add to it;
+    # where churn raises the first level, the solver does so from there
+    return 1.0 if isinstance(levels.process, VP) else levels.points[0].sigma
 
 
 def _column(source: str, slots: tuple[str, ...]) -> int:

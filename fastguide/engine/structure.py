@@ -31,6 +31,7 @@ def structure(plan: Plan, dtype: torch.dtype) -> Hashable:
                 row.draws,
                 row.learned,
                 row.extra,
+                row.after,
                 row.input_scale == 1.0 and dtype == torch.float32,
             )
             for row in plan.rows

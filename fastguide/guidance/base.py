@@ -95,6 +95,14 @@ class Branch:
         moving = self.projection is not None and self.projection.momentum != 0.0
         return self.potential is not None or self.high_pass is not None or chained or moving
 
+    @property
+    def leads(self) -> bool:
+        """Whether it is a gradient that moves the denoised image and whose weight is its own: where
+        images are clamped, it moves the clamped one.
+        """
+        moves = self.potential is not None and not self.potential.mean
+        return moves and self.projection is None and not self.rescales
+
     def with_head(self, head: int) -> Branch:
         """Another head of the same rows."""
         return self if head == self.head else replace(self, head=head)

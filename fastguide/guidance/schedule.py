@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from fastguide.process import Level
 
 Over = Literal["t", "sigma"]
+CLOSE = 1e-6  # relative: levels that were rounded to fp32 on their way are off by 6e-8
 
 
 class Schedule(Protocol):
@@ -90,7 +91,8 @@ class cosine:
 class interval:
     """1 where `low <= sigma <= high` (or t), else 0 (Kynkaanniemi et al. 2024).
 
-    sigma is sigma / alpha, EDM's sigma. Outside, the negative rows are not computed at all.
+    sigma is sigma / alpha, EDM's sigma. Both ends belong to it, up to one part in 1e6, as levels
+    are rounded. Outside, the negative rows are not computed at all.
     """
 
     low: float
@@ -105,7 +107,8 @@ class interval:
             )
 
     def values(self, levels: Sequence[Level]) -> list[float]:
-        return [float(self.low <= _position(at, self.over) <= self.high) for at in levels]
+        low, high = self.low - CLOSE * abs(self.low), self.high + CLOSE * abs(self.high)
+        return [float(low <= _position(at, self.over) <= high) for at in levels]
 
 
 def values_of(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,13 +23,22 @@ def as_seeds(seeds: int | Iterable[int] | Tensor, device: torch.device | str = "
                 f"seeds is {seeds.dtype} of shape {tuple(seeds.shape)}, but it should be int64 [B]"
             )
         return seeds.to(device).contiguous()
-    values = [seeds] if isinstance(seeds, int) else list(seeds)
+    one = _as_int(seeds)
+    values = [one] if isinstance(one, int) else [_as_int(value) for value in one]
     if not values:
         raise ValueError("seeds is empty, but there should be one seed per sample")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
             raise ValueError(f"seeds has {value!r}, but a seed should be an int in [0, 2^63)")
     return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def _as_int(value: Any) -> Any:
+    """An integer of another library, such as numpy's, as Python's; anything else as it is."""
+    try:
+        return value if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return value
 
 
 def noise(

@@ -38,7 +38,7 @@ def blur_row(x: Tensor, sigma: float, grid: tuple[int, int], kernel_size: int | 
 def taps(sigma: float, length: int, kernel_size: int | None = None) -> Tensor:
     """The kernel fp64 along an axis of `length`; SEG's number of taps unless `kernel_size` says."""
     # 6 sigma in fp32, as sigma is: whether it is a whole number should not depend on where it runs
-    reach = math.ceil(min((6.0 * torch.tensor(sigma)).item(), length + 1))
+    reach = math.ceil(min((6.0 * torch.tensor(sigma, dtype=torch.float32)).item(), length + 1))
     size = kernel_size or reach + 1 - reach % 2
     size = min(size, length - (length % 2 - 1))
     t = torch.arange(size, dtype=torch.float64) - size // 2

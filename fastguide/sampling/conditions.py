@@ -59,8 +59,10 @@ def bind(
         raise ValueError(
             "negative is given, but the second head of this model takes no negative condition"
         )
-    if model.null is None and cond is None and "negative" in names and negative is None:
-        raise ValueError("guidance needs a negative condition, but model.null is None")
+    if model.null is None and "negative" in names and negative is None:
+        raise ValueError(
+            "negative is None, but the guidance needs a negative condition, as model.null is None"
+        )
     if model.null is None and "target" in names and isinstance(as_labels(cond), Tensor):
         cond = None  # the network takes none: it is the classifier's
     positive = _batched("cond", cond, model, batch, device)
@@ -165,7 +167,8 @@ def _batched(name: str, value: Any, model: Model, batch: int, device: torch.devi
 
 
 def _repeat(leaf: Any, batch: int, device: torch.device) -> Tensor:
-    tensor = torch.as_tensor(leaf, device=device)
+    number = torch.float32 if isinstance(leaf, float) else None  # whatever torch's default is
+    tensor = torch.as_tensor(leaf, device=device, dtype=number)
     return tensor.expand(batch, *tensor.shape)
 
 

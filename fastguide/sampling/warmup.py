@@ -30,6 +30,8 @@ def warm_up(
         if batch < 1:
             raise ValueError(f"batches has {batch}, but it should be 1 or more")
         modes = [runner.rows] if runner.rows else list(planned.passes)
+        if not one.joinable:
+            modes = ["sequential"]
         conditions = one.repeated(batch)
         seeds = torch.zeros(batch, dtype=torch.int64, device=planned.setup.device)
         seconds = measure_rows(
