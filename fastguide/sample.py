@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
 
 class Sampler:
-    """Plans a run once and runs it for any conditions and seeds. Calls may come from many threads.
+    """Plans a run once and runs it for any conditions and seeds. Calls may come from many threads. A
+    copy (also a pickled one) has the network and the settings, and plans and captures for itself.
 
     Args:
         model: what to sample (`fastguide.load`, or a `Model` around any network).
@@ -103,6 +105,16 @@ class Sampler:
         self._planned, self.plan, self.guidance = planned, planned.plan, planned.course.guidance
         self._lock = threading.Lock()
         self._requests: Requests | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # what it was made from: a copy plans, measures and captures for itself
+        course, runner = self._planned.course, self._runner
+        what = {one.name: getattr(course, one.name) for one in fields(course)}
+        where = {"dtype": self.dtype, "shape": self.shape, "device": str(self.device)}
+        limit = {} if runner.graphs is None else {"max_captures": runner.graphs.limit}
+        how = {"rows": runner.rows, "graph": runner.graph, "fallback": runner.fallback, **limit}
+        packing = dict(zip(("max_batch", "max_wait"), self._packing, strict=True))
+        return _remade, (self.model, {**what, **where, **how, **packing})
 
     def replaced(self, **changes: Any) -> Sampler:
         """A sampler with another `guidance`, `solver`, `steps`, `spacing`, `levels` or `clamp`, by
@@ -238,6 +250,10 @@ class Sampler:
             requests = self._requests
         if requests is not None:
             requests.close()
+
+
+def _remade(model: Model, arguments: dict[str, Any]) -> Sampler:
+    return Sampler(model, **arguments)
 
 
 def sample(

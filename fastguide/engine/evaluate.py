@@ -124,6 +124,9 @@ class Evaluate:
                 moved = _column(weights, k, state) * tensor
                 shift = moved if shift is None else shift + moved
                 continue
+            if branch.channels:
+                tensor = _only(branch.channels, _delta(positive, tensor, given))
+                given = True
             if branch.high_pass is not None:
                 fine = high_pass(_delta(positive, tensor, given), branch.high_pass.levels)
                 tensor, given = fine, True
@@ -265,6 +268,14 @@ def _planned(at: At, pattern: Pattern) -> Tensor:
 def _column(weights: Tensor, k: int, state: Tensor) -> Tensor:
     """The weights of branch k, to be multiplied with `[B, *shape]`."""
     return weights[:, 1 + k].view(-1, *[1] * (state.ndim - 1))
+
+
+def _only(channels: tuple[int, ...], delta: Tensor) -> Tensor:
+    """The delta with other channels 0."""
+    kept = torch.zeros_like(delta)
+    for channel in channels:
+        kept[:, channel] = delta[:, channel]
+    return kept
 
 
 def _delta(positive: Tensor, tensor: Tensor, given: bool) -> Tensor:

@@ -48,9 +48,9 @@ def run(
     """Sample; `outputs` is how many times `shape[0]` channels the network returns (heads, or a
     prediction and its variance).
 
-    Returns x fp32 `[B, *shape]`, or where `watch` ended the run the denoised image, and int32 `[B]`, the row at which each sample became
-    non-finite (the number of rows where none did), and as a scalar the row at which the gradient of
-    a potential did.
+    Returns x fp32 `[B, *shape]`, or where `watch` ended the run the denoised image; int32 `[B]`, the
+    row at which each sample became non-finite (the number of rows where none did); and as a scalar
+    the row at which the gradient of a potential did.
 
     Raises:
         ValueError: the network returns a wrong shape or dtype.
@@ -181,7 +181,7 @@ def _shifted(
 
 
 def renew(at: At, x: Tensor, net_input: Tensor) -> None:
-    """Make the network's next input anew from x, to which something wrote after the row's update."""
+    """Make the network's next input anew from x, which changed after the row's update."""
     copies = net_input.shape[0] // x.shape[0]
     net_input.view(copies, *x.shape).copy_(at.table[Column.INPUT_SCALE] * x)
 

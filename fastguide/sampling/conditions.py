@@ -29,6 +29,11 @@ def named_conditions(model: Model, guidance: Guidance | None) -> set[str]:
         names.add("head" if term.branch.head else term.branch.cond)
         if term.branch.potential is not None and term.branch.potential.targets:
             names.add("target")
+        channels = term.branch.channels
+        if channels and channels[-1] >= model.shape[0]:
+            raise ValueError(
+                f"channels has {channels[-1]}, but the model has {model.shape[0]} channels"
+            )
         if term.branch.cond == "random":
             _check_random(model)
     if guidance is not None and guidance.inside():

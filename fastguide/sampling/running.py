@@ -80,7 +80,7 @@ class Runner:
         return counts
 
     def mode(self, batch: int, conditions: Conditions) -> RowMode:
-        """How the rows of such a batch run: those whose conditions differ in shape by themselves."""
+        """How the rows of such a batch run: by themselves where their conditions differ in shape."""
         if not conditions.joinable:
             return "sequential"
         return self.rows or self.measured.get(batch, "batched")

@@ -3,8 +3,8 @@
 Exponential integrators in h, the growth of lambda = log(alpha / sigma) over a step: the linear part
 is exact, the denoised image is a polynomial in lambda through the last two or three evaluations.
 The SDE forms are those of Lu et al. 2022, appendix, by default with eta 1 (k-diffusion calls them
-2M SDE and 3M SDE). With `lower_order_final` the order falls to 1 at the end of the run, as in diffusers' runs
-of less than 15 steps.
+2M SDE and 3M SDE). With `lower_order_final` the order falls to 1 at the end of the run, as in
+diffusers' runs of less than 15 steps.
 """
 
 from __future__ import annotations
