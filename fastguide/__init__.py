@@ -43,8 +43,9 @@ from fastguide.guidance import (
 from fastguide.model import Model
 from fastguide.ops import noise
 from fastguide.process import EDM, VP, Flow, Level, Prediction
-from fastguide.sample import Sampler, sample
+from fastguide.sample import Sampler, invert, sample
 from fastguide.sampling.finite import NonFiniteError
+from fastguide.sampling.measurements import grey, pooled
 from fastguide.serving.pool import Pool
 from fastguide.solvers import (
     Update,
@@ -156,9 +157,11 @@ __all__ = [
     "euler_ancestral_cfgpp",
     "exponential",
     "from_diffusers",
+    "grey",
     "heun",
     "images",
     "interval",
+    "invert",
     "karras",
     "keep_freed_memory",
     "leading",
@@ -173,6 +176,7 @@ __all__ = [
     "plms",
     "pndm",
     "polyexponential",
+    "pooled",
     "predictor_corrector",
     "quadratic",
     "respaced",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from fastguide.spacing import Levels
 from fastguide.staging.perturbation import Layers
 
 PREVIEW = "preview"
+Start = Literal["noise", "image", "inverse"]
 
 
 class Fact(IntEnum):
@@ -99,6 +101,7 @@ class Plan:
         facts: `[E, 6]`: of the level; the columns are `Fact`.
         index: `[E]` int64: 0 ... E - 1, for the kernels.
         batch: the number of samples, where the guidance holds one value per sample.
+        levels, start: of the run.
         threshold: bounds the denoised image per sample, or None.
     """
 
@@ -111,7 +114,20 @@ class Plan:
     facts: Tensor
     index: Tensor
     batch: int | None
+    levels: Levels
+    start: Start = "noise"
     threshold: DynamicThreshold | None = None
+
+    @property
+    def from_image(self) -> bool:
+        """Whether the run starts from an image that it is given."""
+        return self.start != "noise"
+
+    def level_after(self, e: int) -> Level | None:
+        """Where x is after row `e`: where it is evaluated next. None where it is moved before."""
+        if e + 1 < len(self.rows):
+            return self.rows[e + 1].at
+        return self.levels.points[-1]
 
     def at(self, e: int) -> At:
         """Row `e`, in views that are made once: indexing a tensor costs the host more than all of
@@ -167,6 +183,7 @@ def make_plan(
     guidance: Guidance | None = None,
     clamp: tuple[float, float] | DynamicThreshold | None = None,
     preview: bool = False,
+    start: Start = "noise",
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     choose: Callable[[Layers], tuple[str, ...]] = no_layers,
@@ -177,6 +194,8 @@ def make_plan(
         choose: the names of the network's layers that a perturbation names.
         clamp: bounds of the denoised image, or how to find them for each sample.
         preview: keep the denoised image of each evaluation in a slot named "preview".
+        start: what x is first: "noise"; the noised "image" that the run is given; or for "inverse"
+            that image as it is, scaled to the first of the rising levels.
         dtype: of the tensors; the kernels take fp32, `fastguide.reference` fp64 too.
 
     Raises:
@@ -185,8 +204,7 @@ def make_plan(
     """
     updates = list(solver.run(levels))
     visited = [update.at for update in updates if update.at is not None]
-    start = _start_std(levels)
-    updates = [Update(at=None, x={"noise": start}), *updates]
+    updates = [Update(at=None, x=_start(levels, start)), *updates]
     if preview:
         updates = [
             u if u.at is None else replace(u, keep={**u.keep, PREVIEW: {"denoised": 1.0}})
@@ -239,9 +257,7 @@ def make_plan(
                 learned=update.spread != 0.0,
                 extra=extras[e],
                 input_scale=following,
-                after=clamp is not None
-                and pattern is not None
-                and any(b.leads for b in pattern.branches),
+                after=clamp is not None and _led(pattern),
             )
         )
         written |= set(maps)
@@ -258,6 +274,8 @@ def make_plan(
         index=torch.arange(len(updates), device=device),
         batch=batch,
         threshold=threshold,
+        levels=levels,
+        start=start,
     )
 
 
@@ -279,10 +297,19 @@ def _check_gradients(solver: Solver, prediction: Prediction, rows: list[Row]) ->
             )
 
 
-def _start_std(levels: Levels) -> float:
-    # the marginal's own size: VP keeps the variance of normalised data, the others add to it;
-    # where churn raises the first level, the solver does so from there
-    return 1.0 if isinstance(levels.process, VP) else levels.points[0].sigma
+def _led(pattern: Pattern | None) -> bool:
+    return pattern is not None and any(branch.leads for branch in pattern.branches)
+
+
+def _start(levels: Levels, start: Start) -> dict[str, float]:
+    """x at the first level; where churn raises that, the solver does so from there."""
+    first = levels.points[0]
+    if start == "image":
+        return {"x": first.alpha, "noise": first.sigma}
+    if start == "inverse":
+        return {"x": first.alpha}  # in x / alpha the probability flow leaves the data unmoved
+    # the marginal's own size: VP keeps the variance of normalised data, the others add to it
+    return {"noise": 1.0 if isinstance(levels.process, VP) else first.sigma}
 
 
 def _column(source: str, slots: tuple[str, ...]) -> int:

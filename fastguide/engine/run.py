@@ -28,12 +28,14 @@ class Inputs:
         seeds: int64 `[B]`.
         noise: fp32 `[B, *shape]` for the start, or None: drawn from the seeds.
         step_noise: fp32 `[B, *shape]` for each update that draws, in order, or None.
+        init: fp32 `[B, *shape]`, the image that a plan `from_image` starts from.
     """
 
     conditions: Conditions
     seeds: Tensor
     noise: Tensor | None = None
     step_noise: Sequence[Tensor] | None = None
+    init: Tensor | None = None
 
 
 def run(
@@ -48,15 +50,17 @@ def run(
     """Sample; `outputs` is how many times `shape[0]` channels the network returns (heads, or a
     prediction and its variance).
 
-    Returns x fp32 `[B, *shape]`, or where `watch` ended the run the denoised image; int32 `[B]`, the
-    row at which each sample became non-finite (the number of rows where none did); and as a scalar
-    the row at which the gradient of a potential did.
+    Returns x fp32 `[B, *shape]`, or where `watch` ended the run the denoised image; int32 `[B]`,
+    the row at which each sample became non-finite (the number of rows where none did); and as a
+    scalar the row at which the gradient of a potential did.
 
     Raises:
         ValueError: the network returns a wrong shape or dtype.
     """
     batch = inputs.seeds.shape[0]
     state, buffer, first_bad = buffers(plan, passes, inputs.seeds, shape, dtype)
+    if inputs.init is not None:
+        state[0].copy_(inputs.init)
     evaluate = Evaluate(Predict(plan, passes, inputs.conditions, inputs.seeds, dtype, outputs))
     given = iter(inputs.step_noise or ())
     pattern: Pattern | None = None

@@ -181,6 +181,8 @@ class Steps:
 
     def _reset(self) -> None:
         """The start of a run."""
+        if self.inputs.init is not None:
+            self.state[0].copy_(self.inputs.init)
         self.counter.zero_()
         self.numbers.copy_(self._numbers())
         for net, table in time_tables(self.plan, self.passes).items():

@@ -23,6 +23,7 @@ def structure(plan: Plan, dtype: torch.dtype) -> Hashable:
     return (
         plan.slots,
         plan.threshold,
+        plan.start,
         tuple(
             (
                 None if row.pattern is None else _form(row.pattern, numbers),

@@ -56,8 +56,8 @@ class Branch:
     network. With a `potential` there is no other prediction: the delta is its gradient.
 
     The delta is computed at each `every`-th evaluation and held between; then only its `channels`
-    are kept, where there are any, `high_pass` keeps its fine scales, `rectified` multiplies it, `projection` and the `rescales`, inner ones first, set
-    its weight.
+    are kept, where there are any, `high_pass` keeps its fine scales, `rectified` multiplies it,
+    `projection` and the `rescales`, inner ones first, set its weight.
     """
 
     cond: Condition = "cond"

@@ -8,10 +8,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fastguide.common.options import Configured, by_name
+from fastguide.engine.plan import Start
 from fastguide.engine.threshold import DynamicThreshold
 from fastguide.guidance.base import Guidance
 from fastguide.model import Model
-from fastguide.process import Prediction
+from fastguide.process import Level, Prediction
 from fastguide.solvers import Solver, solver_by_name
 from fastguide.spacing import SPACINGS, Levels, make_levels
 
@@ -21,7 +22,7 @@ Clamp = float | tuple[float, float] | DynamicThreshold | None
 
 @dataclass(frozen=True)
 class Course:
-    """The arguments of `fastguide.Sampler` with these names."""
+    """The arguments of `fastguide.Sampler` with these names; `upward` is its inversion."""
 
     guidance: Guidance | None
     solver: Solver | str
@@ -29,6 +30,15 @@ class Course:
     spacing: Configured[Levels] | str | None
     levels: Levels | None
     clamp: Clamp
+    strength: float | Level | None = None
+    upward: bool = False
+
+    @property
+    def start(self) -> Start:
+        """What x is before the first evaluation."""
+        if self.upward:
+            return "inverse"
+        return "noise" if self.strength is None else "image"
 
     def replaced(self, changes: Mapping[str, Any]) -> Course:
         """With some of them changed; `steps` or `spacing` take the place of levels.
@@ -36,7 +46,7 @@ class Course:
         Raises:
             TypeError: another name.
         """
-        names = [one.name for one in fields(self)]
+        names = [one.name for one in fields(self) if one.name != "upward"]
         for name in changes:
             if name not in names:
                 raise TypeError(f"{name} cannot be replaced; what can: {', '.join(names)}")
@@ -58,6 +68,10 @@ class Course:
             spacing = by_name("spacing", spacing, SPACINGS)
         if levels is None:
             levels = make_levels(model.process, self.steps, spacing)
+        if self.strength is not None:
+            levels = levels.later(self.strength)
+        if self.upward:
+            levels = levels.upward()
         return (model.prediction, levels, solver, self.guidance, bounds(self.clamp))
 
 

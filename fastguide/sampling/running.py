@@ -16,6 +16,7 @@ from fastguide.common.log import log, logging_on
 from fastguide.engine.captured import Way, run_captured
 from fastguide.engine.count import WHOLE_NODES, nodes
 from fastguide.engine.graph import CudaRecorder, Graphs
+from fastguide.engine.known import Known, both, holding
 from fastguide.engine.latch import ending
 from fastguide.engine.memory import Memory, estimate, what_fits
 from fastguide.engine.passes import Conditions
@@ -80,7 +81,7 @@ class Runner:
         return counts
 
     def mode(self, batch: int, conditions: Conditions) -> RowMode:
-        """How the rows of such a batch run: by themselves where their conditions differ in shape."""
+        """How the rows of such a batch run: alone where their conditions differ in shape."""
         if not conditions.joinable:
             return "sequential"
         return self.rows or self.measured.get(batch, "batched")
@@ -91,6 +92,7 @@ class Runner:
         inputs: Inputs,
         plan: Plan | None = None,
         callback: Callback | None = None,
+        known: Known | None = None,
     ) -> Found:
         """A run, on whatever thread, on the sampler's device.
 
@@ -100,6 +102,8 @@ class Runner:
         plan = planned.plan if plan is None else plan
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             watch = None if callback is None else watching(callback, plan, len(inputs.seeds))
+            if known is not None:
+                watch = both(holding(known, plan, inputs.seeds), watch)
             return self._told(planned, plan, inputs, watch)
 
     def memory(self, planned: Planned, one: Conditions, batch: int) -> Memory:

@@ -47,5 +47,9 @@ def warm_up(
             log("warmup", batch=batch, mode=mode, milliseconds=milliseconds)
         if runner.graphs is not None:
             runner.sizes.add(batch)
-            runner.run(planned, Inputs(conditions, seeds))
+            shape = planned.setup.settings.shape
+            init = None
+            if planned.plan.from_image:
+                init = torch.zeros((batch, *shape), device=seeds.device, dtype=torch.float32)
+            runner.run(planned, Inputs(conditions, seeds, init=init))
     return dict(runner.measured)

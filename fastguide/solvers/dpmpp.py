@@ -23,10 +23,12 @@ Weights = tuple[float, float, float]
 
 def growth(now: Level, to: Level) -> float:
     """h = log(alpha_to / sigma_to) - log(alpha_now / sigma_now); inf at either end of the
-    process.
+    process, and -inf upwards to it.
     """
     if to.sigma == 0.0 or now.alpha == 0.0:
         return math.inf
+    if to.alpha == 0.0:
+        return -math.inf
     return math.log(to.alpha / to.sigma) - math.log(now.alpha / now.sigma)
 
 

@@ -233,7 +233,7 @@ def _ddim(scheduler: Any, begin: int, eta: float) -> Course:
         to = _at(scheduler, t - stride) if t >= stride else _final(scheduler)
         pairs.append((_at(scheduler, t), to))
     points = (*(now for now, _ in pairs), pairs[-1][1])
-    levels = Jumps(process, points, tuple(pairs))
+    levels = Jumps(process, points, pairs=tuple(pairs))
     return Course(levels, ddim(eta=eta, rederive=False), _times(scheduler, begin, process))
 
 
