@@ -70,6 +70,8 @@ from fastguide.solvers import (
     plms,
     pndm,
     predictor_corrector,
+    resampled,
+    restart,
     unipc,
 )
 from fastguide.spacing import (
@@ -178,6 +180,8 @@ __all__ = [
     "polyexponential",
     "pooled",
     "predictor_corrector",
+    "resampled",
+    "restart",
     "quadratic",
     "respaced",
     "sample",

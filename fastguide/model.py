@@ -32,6 +32,8 @@ class Model:
         variance: whether the network returns 2 C channels, the second half a variance per element
             in [-1, 1] (ADM, DiT-XL/2): what `ddpm(variance="learned")` reads.
         class_names: names of the class labels, where the condition is one.
+        usual: how a run of so many steps usually is, a `fastguide.sampling.course.Usual`; None for
+            the process's usual spacing and DDIM.
     """
 
     net: Net
@@ -43,6 +45,7 @@ class Model:
     negative: bool = False
     class_names: tuple[str, ...] = ()
     variance: bool = False
+    usual: Callable[[int], Any] | None = None
 
     @property
     def parameter(self) -> Tensor | None:

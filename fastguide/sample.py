@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import fields
@@ -13,6 +11,8 @@ import torch
 from torch import Tensor
 
 from fastguide import ops
+from fastguide.common.checks import check_number
+from fastguide.common.locks import ProcessLock
 from fastguide.common.options import Configured
 from fastguide.engine.captured import Way
 from fastguide.engine.known import Measurement
@@ -33,7 +33,7 @@ from fastguide.sampling.planning import Planned, make_ready
 from fastguide.sampling.running import Runner
 from fastguide.sampling.setup import set_up
 from fastguide.sampling.warmup import warm_up
-from fastguide.solvers import Solver, ddim
+from fastguide.solvers import Solver
 from fastguide.spacing import Levels
 
 if TYPE_CHECKING:
@@ -47,12 +47,15 @@ class Sampler:
     Args:
         model: what to sample (`fastguide.load`, or a `Model` around any network).
         guidance: a guidance or a sum of them; None for none.
-        solver: a solver, with options as in `ddim(eta=1.0)`, or its name.
+        solver: a solver, with options as in `ddim(eta=1.0)`, or its name; by default the model's
+            usual one, `ddim` where it says nothing.
         steps: solver steps, 1 or more.
-        spacing: which levels the steps visit, or its name; by default the process's usual one.
+        spacing: which levels the steps visit, or its name; by default the model's usual one, or
+            the process's.
         levels: the levels themselves, instead of `steps` and `spacing`.
         clamp: bound of the denoised image: a number for [-clamp, clamp], a pair, or a
-            `DynamicThreshold`. The noise that x holds is that beside the clamped image, as in ADM.
+            `DynamicThreshold`; by default the model's usual one, mostly none (`math.inf` is none).
+            The noise that x holds is that beside the clamped image, as in ADM.
         dtype: the network's dtype: fp32, bf16 or fp16; by default its own. Where it differs the
             sampler makes a copy of the network (`load(..., dtype=)` saves that). x stays fp32.
         shape: of one sample, by default the model's; the network must be able to take it.
@@ -80,7 +83,7 @@ class Sampler:
         self,
         model: Model,
         guidance: Guidance | None = None,
-        solver: Solver | str = ddim,
+        solver: Solver | str | None = None,
         steps: int = 25,
         spacing: Configured[Levels] | str | None = None,
         levels: Levels | None = None,
@@ -110,8 +113,8 @@ class Sampler:
     def _take(self, planned: Planned) -> None:
         """Run this from now on, with nothing that was asked for before."""
         self._planned, self.plan, self.guidance = planned, planned.plan, planned.course.guidance
-        self._lock = threading.Lock()
-        self._requests: Requests | None = None
+        self._lock = ProcessLock()
+        self._asked: Requests | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # what it was made from: a copy plans, measures and captures for itself
@@ -136,7 +139,8 @@ class Sampler:
         """
         planned, runner = self._planned, self._runner.uncounted()
         course = planned.course.replaced(changes)
-        other = copy.copy(self)
+        other = object.__new__(Sampler)
+        other.__dict__ |= self.__dict__
         other._runner = runner
         other._take(make_ready(planned.setup, course, runner.rows, planned.nets))
         return other
@@ -259,37 +263,45 @@ class Sampler:
         seed: int = 0,
         guidance: Guidance | None = None,
         negative: Any = None,
+        timeout: float | None = None,
     ) -> Future[Tensor]:
         """Ask for one sample; a thread packs what is asked for into batches. Its result is fp32
         `[*shape]`, what a call with this seed alone would give, to rounding. It may be cancelled
-        until it runs.
+        until it runs. Where a batch fails, each of its requests runs once more, alone.
 
         Args:
             cond, negative: as in a call, for ONE sample: an int, or tensors of batch 1.
             seed: one int in [0, 2^63).
             guidance: other scales and weights, and narrower schedules, of the deltas that the
                 sampler's own guidance has; None for its own.
+            timeout: seconds until it fails with a TimeoutError where it is not done, even if the
+                network hangs; None for no limit.
 
         Raises:
-            ValueError: an argument that is not as above, named with its value.
-            RuntimeError: the sampler was closed.
+            ValueError, TypeError: an argument that is not as above, named with its value.
+            RuntimeError: the sampler was closed, or something such as SystemExit ended its thread.
         """
-        from fastguide.serving.submit import Requests, make_request
+        return self._requests.submit(cond, seed, guidance, negative, timeout)
 
-        if self.plan.from_image:
-            raise ValueError("strength is given, but requests start from noise, not from an init")
-        request = make_request(self._planned, cond, seed, guidance, negative)
-        with self._lock:
-            if self._requests is None:  # it starts a thread
-                self._requests = Requests(self._planned, self._runner, *self._packing)
-        return self._requests.put(request)
+    def close(self, timeout: float | None = None) -> None:
+        """Finish the requests of `submit` that were taken, and take no more.
 
-    def close(self) -> None:
-        """Finish the requests of `submit` that were taken, and take no more."""
+        Args:
+            timeout: seconds after which what is not done fails with a TimeoutError; None for no
+                limit. From a callback of a request's future nothing is waited for.
+        """
+        if timeout is not None:
+            check_number("timeout", timeout, 0.0)
+        self._requests.close(timeout)
+
+    @property
+    def _requests(self) -> Requests:
+        from fastguide.serving.submit import Requests
+
         with self._lock:
-            requests = self._requests
-        if requests is not None:
-            requests.close()
+            if self._asked is None:
+                self._asked = Requests(self._planned, self._runner, *self._packing)
+            return self._asked
 
 
 def _remade(model: Model, arguments: dict[str, Any]) -> Sampler:
@@ -300,7 +312,7 @@ def sample(
     model: Model,
     cond: Any = None,
     guidance: Guidance | None = None,
-    solver: Solver | str = ddim,
+    solver: Solver | str | None = None,
     steps: int = 25,
     seeds: int | Iterable[int] | Tensor = 0,
     *,
@@ -333,7 +345,7 @@ def invert(
     images: Tensor,
     cond: Any = None,
     guidance: Guidance | None = None,
-    solver: Solver | str = ddim,
+    solver: Solver | str | None = None,
     steps: int = 25,
     *,
     negative: Any = None,

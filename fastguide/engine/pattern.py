@@ -213,6 +213,8 @@ def _chosen(branch: Branch, choose: Callable[[Layers], tuple[str, ...]]) -> Bran
             raise ValueError(f"layers has {TIME!r}, but only TSG perturbs the time embedding")
     if branch.degraded and branch.degraded.layers:
         names = choose(branch.degraded.layers)
+        if branch.degraded.layers == ("mid",):
+            names = names[:1]  # the published layer, where the middle of a network has several
         if len(names) != 1:
             raise ValueError(
                 f"layers selects {', '.join(names)}, but the mask is made from one layer"

@@ -308,8 +308,15 @@ def _start(levels: Levels, start: Start) -> dict[str, float]:
         return {"x": first.alpha, "noise": first.sigma}
     if start == "inverse":
         return {"x": first.alpha}  # in x / alpha the probability flow leaves the data unmoved
+    return {"noise": start_std(levels)}
+
+
+def start_std(levels: Levels) -> float:
+    """What the start's noise is multiplied by."""
+    if levels.start is not None:
+        return levels.start
     # the marginal's own size: VP keeps the variance of normalised data, the others add to it
-    return {"noise": 1.0 if isinstance(levels.process, VP) else first.sigma}
+    return 1.0 if isinstance(levels.process, VP) else levels.points[0].sigma
 
 
 def _column(source: str, slots: tuple[str, ...]) -> int:

@@ -156,7 +156,7 @@ class _Layout:
             new = [block for block in rows[blocks:] if begins[block][0] == index]
             forks = tuple(rows.index(begins[block][1]) for block in new)
             blocks += len(new)
-            steps.append(self.step(index, rows[:blocks], forks))
+            steps.append(self.step(index, rows[:blocks], forks, begins))
         return Program((Batch(tuple(rows), None, 0, tuple(steps)),), inputs)
 
     def sequential(
@@ -169,14 +169,19 @@ class _Layout:
             source = rows.index(begins[block][1]) if start > 0 else None
             wanted = {begins[b][0] for b in rows[number + 1 :] if begins[b][1] == block}
             steps = (
-                self.step(index, [block], (), index in wanted)
+                self.step(index, [block], (), begins, index in wanted)
                 for index in range(start, len(self.stages))
             )
             batches.append(Batch((block,), source, start, tuple(steps)))
         return tuple(batches)
 
     def step(
-        self, index: int, rows: Sequence[Branch], forks: tuple[int, ...], saved: bool = False
+        self,
+        index: int,
+        rows: Sequence[Branch],
+        forks: tuple[int, ...],
+        begins: Mapping[Branch, tuple[int, Branch]],
+        saved: bool = False,
     ) -> Step:
         """One stage for the blocks `rows`."""
         stage = self.stages[index]
@@ -185,9 +190,9 @@ class _Layout:
         segments, observe = {}, {}
         for layer in stage.layers:
             wanted = tuple(
-                (treated.index(block), (layer, block))
+                (treated.index(standing), (layer, block))
                 for name, block in self.observe
-                if name == layer and block in treated
+                if name == layer and (standing := _standing(block, index, begins)) in treated
             )
             found = self.segments(stage, layer, treated)
             if wanted:
@@ -218,9 +223,17 @@ class _Layout:
             against = None
             if self.nag is not None and layer in self.nag.layers and block.cond == "cond":
                 negative = Branch("negative", degraded=block.degraded)
-                against = rows.index(negative)
+                # before a condition is read all rows are equal, and NAG is the identity
+                against = rows.index(negative) if negative in rows else None
             if found and found[-1][2:] == (how, against):
                 found[-1] = found[-1]._replace(stop=i + 1)
             else:
                 found.append(Segment(i, i + 1, how, against))
         return tuple(found)
+
+
+def _standing(block: Branch, index: int, begins: Mapping[Branch, tuple[int, Branch]]) -> Branch:
+    """The block whose rows are those of `block` at a stage: itself, once it has begun."""
+    while begins[block][0] > index:
+        block = begins[block][1]
+    return block

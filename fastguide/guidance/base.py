@@ -78,8 +78,8 @@ class Branch:
     @cached_property
     def delta(self) -> Branch:
         """The delta as it comes, before anything is done to it."""
-        done = {"high_pass": None, "rectified": None, "projection": None, "rescales": ()}
-        return replace(self, channels=(), **done)
+        plain = replace(self, high_pass=None, rectified=None, projection=None, rescales=())
+        return replace(plain, channels=())
 
     @cached_property
     def prediction(self) -> Branch:

@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from fastguide._C import build_info
+from fastguide.common.checks import shown
 
 _STREAM = 2**32 - 1  # evaluations are counted in 32 bits; 0 is the start
 
 
+def check_seed(seed: object, name: str = "seed", verb: str = "is") -> None:
+    """Raise unless `seed` is an int in [0, 2^63)."""
+    wanted = "but a seed should be an int in [0, 2^63)"
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"{name} {verb} {shown(seed)}, {wanted}")
+    if not 0 <= int(seed) < 2**63:
+        raise ValueError(f"{name} {verb} {shown(seed)}, {wanted}")
+
+
 def as_seeds(seeds: int | Iterable[int] | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """`seeds` as an int64 tensor `[B]`; each should lie in [0, 2^63)."""
+    """`seeds` as an int64 tensor `[B]`, one or more; each should lie in [0, 2^63), which of those
+    on a GPU is not looked up, as that would wait for it.
+    """
     if isinstance(seeds, Tensor):
         if seeds.ndim != 1 or seeds.dtype != torch.int64:
             raise ValueError(
                 f"seeds is {seeds.dtype} of shape {tuple(seeds.shape)}, but it should be int64 [B]"
             )
+        if not len(seeds):
+            raise ValueError("seeds is empty, but there should be one seed per sample")
+        values_known = type(seeds) is Tensor and seeds.device.type == "cpu"
+        if values_known and not torch.compiler.is_compiling() and bool((seeds < 0).any()):
+            check_seed(int(seeds[seeds < 0][0]), "seeds", "has")
         return seeds.to(device).contiguous()
-    one = _as_int(seeds)
-    values = [one] if isinstance(one, int) else [_as_int(value) for value in one]
+    if isinstance(seeds, (str, bytes)) or not isinstance(seeds, (Integral, Iterable)):
+        raise TypeError(f"seeds is {shown(seeds)}, but it should be an int, ints or int64 [B]")
+    values = list(seeds) if isinstance(seeds, Iterable) else [seeds]
     if not values:
         raise ValueError("seeds is empty, but there should be one seed per sample")
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-            raise ValueError(f"seeds has {value!r}, but a seed should be an int in [0, 2^63)")
-    return torch.tensor(values, dtype=torch.int64, device=device)
-
-
-def _as_int(value: Any) -> Any:
-    """An integer of another library, such as numpy's, as Python's; anything else as it is."""
-    try:
-        return value if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return value
+        check_seed(value, "seeds", "has")
+    return torch.tensor([int(value) for value in values], dtype=torch.int64, device=device)
 
 
 def noise(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from fastguide.common.checks import check_int, check_name, check_number
 from fastguide.engine.captured import Way
 from fastguide.engine.program import RowMode
 from fastguide.guidance.base import Guidance, Other
@@ -81,22 +81,20 @@ def others_of(model: Model, guidance: Guidance | None, device: torch.device) -> 
 
 
 def check_rows(rows: RowMode | None) -> None:
-    """Raise ValueError for `rows` of a sampler that is no way to run them."""
-    if rows not in (None, *get_args(RowMode)):
-        raise ValueError(f"rows is {rows!r}, but it should be one of {get_args(RowMode)}")
+    """Raise for `rows` of a sampler that is no way to run them."""
+    if rows is not None:
+        check_name("rows", rows, get_args(RowMode))
 
 
 def check_packing(max_batch: int, max_wait: float) -> None:
-    """Raise ValueError for what a sampler cannot pack requests with."""
-    if max_batch < 1:
-        raise ValueError(f"max_batch is {max_batch}, but it should be 1 or more")
-    if not 0 <= max_wait < math.inf:
-        raise ValueError(f"max_wait is {max_wait}, but it should be 0 or more seconds")
+    """Raise for what a sampler cannot pack requests with."""
+    check_int("max_batch", max_batch)
+    check_number("max_wait", max_wait, 0.0)
 
 
 def check_graph(graph: bool | Way, device: torch.device) -> None:
-    """Raise ValueError for `graph` of a sampler that is no way to capture, or not on `device`."""
-    if graph not in (False, True, *get_args(Way)):
-        raise ValueError(f"graph is {graph!r}, but it should be a bool, 'whole' or 'steps'")
+    """Raise for `graph` of a sampler that is no way to capture, or not on `device`."""
+    if not isinstance(graph, bool):
+        check_name("graph", graph, (*get_args(Way),))
     if graph and device.type != "cuda":
         raise ValueError(f"graph is {graph!r}, but the sampler runs on {device}, not on a GPU")

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastguide.engine.plan import start_std
 from fastguide.engine.run import Inputs
-from fastguide.process import VP
 from fastguide.sampling.finite import check_finite
 from fastguide.sampling.inputs import bind_all
 from fastguide.sampling.known import as_image
@@ -48,4 +48,4 @@ def inverted(
     top = planned.plan.levels.points[0]
     if planned.plan.from_image:
         return (x - top.alpha * image) / top.sigma
-    return x if isinstance(planned.setup.model.process, VP) else x / top.sigma
+    return x / start_std(planned.plan.levels)

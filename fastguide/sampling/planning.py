@@ -104,5 +104,10 @@ def make_ready(
 
 def _plan(setup: Setup, course: Course, preview: bool = False) -> Plan:
     arguments = course.plan_arguments(setup.model)
-    how = {"preview": preview, "start": course.start}
-    return make_plan(*arguments, **how, device=setup.device, choose=setup.choose)
+    return make_plan(
+        *arguments,
+        preview=preview,
+        start=course.start,
+        device=setup.device,
+        choose=setup.choose,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 import time
 from collections.abc import Hashable
 from contextlib import nullcontext
@@ -12,16 +11,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fastguide.common.locks import ProcessLock
 from fastguide.common.log import log, logging_on
 from fastguide.engine.captured import Way, run_captured
-from fastguide.engine.count import WHOLE_NODES, nodes
-from fastguide.engine.graph import CudaRecorder, Graphs
+from fastguide.engine.graph import Graphs
 from fastguide.engine.known import Known, both, holding
 from fastguide.engine.latch import ending
+from fastguide.engine.measure import WHOLE_NODES, count_nodes
 from fastguide.engine.memory import Memory, estimate, what_fits
 from fastguide.engine.passes import Conditions
 from fastguide.engine.plan import Plan
 from fastguide.engine.program import RowMode
+from fastguide.engine.recorder import CudaRecorder
 from fastguide.engine.run import Inputs, run
 from fastguide.engine.static import padding
 from fastguide.engine.stats import Stats
@@ -59,12 +60,12 @@ class Runner:
         self.ways: dict[Hashable, Way] = {}
         self.sizes: set[int] = set()
         self.measured: dict[int, RowMode] = {}
-        self._lock, self._counts = threading.Lock(), Stats()
+        self._lock, self._counts = ProcessLock(), Stats()
 
     def uncounted(self) -> Runner:
         """One that shares all but the counts."""
         other = copy.copy(self)
-        other._lock, other._counts = threading.Lock(), Stats()
+        other._lock, other._counts = ProcessLock(), Stats()
         return other
 
     @property
@@ -127,9 +128,8 @@ class Runner:
             way = self.ways.get(form)
             if way is None:
                 passes = planned.passes[self.mode(len(inputs.seeds), inputs.conditions)]
-                large = any(map(ending, plan.rows)) or (
-                    nodes(plan, passes, inputs, *settings) > WHOLE_NODES
-                )
+                known = (plan, passes, inputs.conditions, inputs.seeds, *settings)
+                large = any(map(ending, plan.rows)) or count_nodes(*known) > WHOLE_NODES
                 way = self.ways[form] = "steps" if large else "whole"
         return None if watch is not None and way == "whole" else way
 

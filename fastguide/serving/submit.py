@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastguide import ops
+from fastguide.common.checks import check_number
 from fastguide.engine.run import Inputs
 from fastguide.guidance.base import Guidance
+from fastguide.ops.noise import check_seed
 from fastguide.sampling.finite import NonFiniteError, check_finite
 from fastguide.sampling.inputs import bind_all
 from fastguide.sampling.planning import Planned
 from fastguide.sampling.running import Runner
-from fastguide.serving.requests import Packer, Request, amounts_of, packed
+from fastguide.serving.packer import Packer
+from fastguide.serving.requests import Request, amounts_of, packed
 
 
 class Requests:
@@ -28,15 +31,39 @@ class Requests:
 
     def __init__(self, planned: Planned, runner: Runner, batch: int, wait: float) -> None:
         self.planned, self.runner = planned, runner
-        self.packer = Packer(self._run, batch, wait)
+        self.packer = Packer(batch, wait)
+        # the packer's thread refers to nothing here, so that it ends with the last reference
+        weakref.finalize(self, self.packer.stop).atexit = False
 
-    def put(self, request: Request) -> Future[Tensor]:
-        """Queue a request of `make_request`; RuntimeError where it was closed."""
-        return self.packer.put(request)
+    def submit(
+        self,
+        cond: Any,
+        seed: int,
+        guidance: Guidance | None,
+        negative: Any,
+        timeout: float | None,
+    ) -> Future[Tensor]:
+        """See `fastguide.Sampler.submit`."""
+        planned = self.planned
+        if planned.plan.from_image:
+            raise ValueError("strength is given, but requests start from noise, not from an init")
+        check_seed(seed)
+        if timeout is not None:
+            check_number("timeout", timeout, 0.0)
+        if guidance is None and planned.plan.batch is not None:
+            raise ValueError(
+                f"guidance of the sampler holds values for {planned.plan.batch} samples, but a "
+                "request is one: give it a guidance of its own"
+            )
+        other = planned.course.guidance if guidance is None else guidance
+        weights, nag = amounts_of(planned.plan, other, planned.setup.choose)
+        with torch.inference_mode(False), torch.no_grad():
+            conditions = bind_all(planned, cond, negative, 1)
+        return self.packer.put(Request(seed, conditions, weights, nag, self._run, timeout))
 
-    def close(self) -> None:
-        """Finish what was taken, and take no more."""
-        self.packer.close()
+    def close(self, timeout: float | None = None) -> None:
+        """Finish what was taken, and take no more; see `Packer.close`."""
+        self.packer.close(timeout)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -51,26 +78,6 @@ class Requests:
             try:
                 check_finite(plan, one, first_bad[i : i + 1], bad_gradient, seeds[i : i + 1])
             except NonFiniteError as error:
-                request.future.set_exception(error)
+                request.fail(error)
             else:
-                request.future.set_result(one[0].clone())
-
-
-def make_request(
-    planned: Planned, cond: Any, seed: int, guidance: Guidance | None, negative: Any
-) -> Request:
-    """A request, checked and bound; the arguments are those of `fastguide.Sampler.submit`.
-
-    Raises:
-        ValueError: an argument that is not as it should be.
-    """
-    ops.as_seeds(seed, planned.setup.device)
-    if guidance is None and planned.plan.batch is not None:
-        raise ValueError(
-            f"guidance of the sampler holds values for {planned.plan.batch} samples, but a "
-            "request is one: give it a guidance of its own"
-        )
-    other = planned.course.guidance if guidance is None else guidance
-    weights, nag = amounts_of(planned.plan, other, planned.setup.choose)
-    with torch.inference_mode(False), torch.no_grad():
-        return Request(int(seed), bind_all(planned, cond, negative, 1), weights, nag)
+                request.succeed(one[0].clone())

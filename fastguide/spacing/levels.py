@@ -16,10 +16,13 @@ ROUNDING = 0.01  # published lists of sigmas are rounded to 2 or 3 digits
 class Levels:
     """The levels of a run, noisiest first, the last one usually the data; and their process. Those
     of an inversion are `rising`.
+
+    `start` is the standard deviation of the noise that x begins as; by default the process's own.
     """
 
     process: Process
     points: tuple[Level, ...]
+    start: float | None = None
     rising: bool = False
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from test_perturbation import dit, model_of, unet
 import fastguide as fg
 from fastguide.sampling.inputs import bind_all, make_inputs
 
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
+sys.path.append(str(Path(__file__).parents[2] / "bench/common"))
 from memory import peak_bytes, weight_bytes
 
 GUIDANCES = {

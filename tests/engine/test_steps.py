@@ -144,7 +144,7 @@ def test_a_choice_by_size(monkeypatch):
 
 
 def test_the_size_is_counted():
-    from fastguide.engine.count import nodes
+    from fastguide.engine.measure import count_nodes
     from fastguide.sampling.inputs import make_inputs
 
     def net(x, t, cond):
@@ -155,7 +155,6 @@ def test_the_size_is_counted():
     model = fg.Model(net, fg.Flow(), fg.Prediction("flow"), (1, 4, 4), null=0)
     sampler = fg.Sampler(model, None, steps=7)
     inputs = make_inputs(sampler._planned, None, None, torch.arange(2))
-    count = nodes(
-        sampler.plan, sampler._planned.passes["batched"], inputs, (1, 4, 4), torch.float32, 1
-    )
+    known = (sampler.plan, sampler._planned.passes["batched"], inputs.conditions, inputs.seeds)
+    count = count_nodes(*known, (1, 4, 4), torch.float32, 1)
     assert 7 * 50 <= count <= 7 * 60

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fastguide as fg
-from fastguide.engine.graph import Graphs, until_compiled
+from fastguide.engine.graph import Graphs
+from fastguide.engine.recorder import until_compiled
 
 
 class Tape(TorchDispatchMode):

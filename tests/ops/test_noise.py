@@ -88,6 +88,10 @@ def test_distribution_is_normal():
     [
         ([-1], (3,), 0, "seeds has -1"),
         ([2**63], (3,), 0, "seeds has 9223372036854775808"),
+        (torch.tensor([3, -2]), (3,), 0, "seeds has -2"),
+        (torch.tensor([], dtype=torch.int64), (3,), 0, "seeds is empty"),
+        ("12", (3,), 0, "seeds is '12'"),
+        (1.0, (3,), 0, r"seeds is 1\.0"),
         ([1.5], (3,), 0, "seeds has 1.5"),
         ([True], (3,), 0, "seeds has True"),
         ([], (3,), 0, "seeds is empty"),
@@ -98,7 +102,7 @@ def test_distribution_is_normal():
     ],
 )
 def test_errors(seeds, shape, evaluation, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         fg.noise(seeds, shape, evaluation)
 
 

@@ -107,7 +107,7 @@ def meaning_of(scheduler: Any) -> Meaning:
         process = EDM(float(scheduler.sigmas[-2]), float(config.sigma_max))
         prediction = Prediction("edm", sigma_data=float(config.sigma_data))
         return Meaning(process, prediction, _clamp(scheduler), False)
-    if name == "FlowMatchEulerDiscreteScheduler":
+    if name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"):
         return Meaning(Flow(), Prediction("flow"), None, False, float(config.num_train_timesteps))
     kind = _PREDICTIONS.get(config.prediction_type)
     if kind is None:
@@ -198,6 +198,7 @@ def _by_sigmas(scheduler: Any, begin: int, stride: int = 1) -> tuple[Levels, int
     process = meaning_of(scheduler).process
     sigmas = scheduler.sigmas.double().tolist()[begin:]
     times = [*scheduler.timesteps.tolist()[begin:], 0.0]
+    sigmas = sigmas[: len(times)]  # of log-linear ones there is one more, which no step reaches
     if stride == 2:  # Heun's sigmas come twice, but for the first and the last
         sigmas = [sigmas[0], *sigmas[1:-1:2], sigmas[-1]]
         times = [times[0], *times[1:-1:2], 0.0]
@@ -354,6 +355,10 @@ def _flow(scheduler: Any, begin: int, eta: float) -> Course:
     return _sigma_course(scheduler, begin, consistency(sigma_min=0.0) if stochastic else euler)
 
 
+def _flow_heun(scheduler: Any, begin: int, eta: float) -> Course:
+    return _sigma_course(scheduler, begin, heun, stride=2)
+
+
 def _lcm(scheduler: Any, begin: int, eta: float) -> Course:
     process = meaning_of(scheduler).process
     points = [_at(scheduler, t) for t in scheduler.timesteps.tolist()[begin:]]
@@ -380,6 +385,7 @@ _COURSES: dict[str, Callable[[Any, int, float], Course]] = {
     "EulerAncestralDiscreteScheduler": _euler_ancestral,
     "EulerDiscreteScheduler": _euler,
     "FlowMatchEulerDiscreteScheduler": _flow,
+    "FlowMatchHeunDiscreteScheduler": _flow_heun,
     "HeunDiscreteScheduler": _heun,
     "LCMScheduler": _lcm,
     "LMSDiscreteScheduler": _lms,
