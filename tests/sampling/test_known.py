@@ -82,7 +82,7 @@ def gaussian(process, shape=(1, 1, 2), std=0.6):
 
 @pytest.mark.parametrize("name", sorted(PROCESSES))
 def test_inpainting_samples_the_conditional_of_a_mixture(name):
-    """Two pixels, both -1 or both 1 with std 0.6: given the first, the second's mean is tanh(first /
+    """Two pixels, both -1 or both 1 with std 0.6: the second has the mean tanh(first /
     0.36). Replacement alone is far from it (0.18 of 0.60); resampled steps come near (0.55).
     """
     model, first, count = gaussian(PROCESSES[name]), 0.25, 1500
