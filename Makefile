@@ -22,8 +22,11 @@ ONE_HEAD := --irrelevant 0 --negative 0 --no-split --compile --dtype fp16
 sample: $(VENV)/installed ## draw samples of the bundled model into samples.png
 	$(BIN)/fastguide sample fashion --out samples.png
 
-test: $(VENV)/installed ## all tests
-	$(BIN)/pytest -q
+# a process for each core and one thread in each: no test is large enough for two
+JOBS ?= $(shell nproc)
+
+test: $(VENV)/installed ## all tests, JOBS at once; ARGS for pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 attack: $(VENV)/installed ## all hostile inputs, half an hour; docs/reliability.md
 	$(BIN)/python tests/attack/run.py $(ARGS)
@@ -127,7 +130,7 @@ $(VENV)/installed: $(VENV)/tools $(COMPILED)
 
 # the tools that the build needs, and the chosen torch before anything that depends on one
 $(VENV)/tools: $(VENV)/torch
-	$(BIN)/pip install --quiet 'setuptools>=77' wheel ninja pybind11
+	$(BIN)/pip install --quiet 'setuptools>=77' wheel ninja
 	touch $@
 
 # the file holds the choice, so that another TORCH or PYTHON installs anew

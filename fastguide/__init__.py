@@ -91,6 +91,7 @@ from fastguide.spacing import (
     shifted_by_size,
     trailing,
 )
+from fastguide.staging.modules import ByModules
 
 __version__ = "0.1.0"
 
@@ -120,6 +121,7 @@ __all__ = [
     "TSG",
     "VP",
     "AutoGuidance",
+    "ByModules",
     "CheckpointError",
     "Classifier",
     "DynamicThreshold",

@@ -29,7 +29,8 @@ LINES = """
                     sampling
                      engine                            checkpoint
        reference     guidance   solvers      nets
-             staging            spacing              model
+                                spacing              model
+             staging
              ops                    process
        kernels       csrc
                               common

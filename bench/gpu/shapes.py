@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastguide.nets.attention import SelfAttention, shuffled
+from fastguide.nets.attention import SelfAttention
 from fastguide.nets.embedding import time_embedding
 from fastguide.nets.norm import GroupNorm, to_pixels, to_tokens
 from fastguide.staging.contract import PLAIN, Routing, Stage, run_stages
+from fastguide.staging.shuffled import shuffled
 
 
 @dataclass(frozen=True)

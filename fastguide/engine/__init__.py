@@ -4,6 +4,8 @@ Planned once, on the host (who calls whom, from the top):
 
     plan        a course multiplied out: one row of numbers for each evaluation
       pattern     which branches are active at each evaluation, and with which weights
+        order       the order of its branches: the negative first where a solver reads it
+        age         when a held delta is computed anew
       threshold   a bound of the denoised image per sample
     passes      which rows of a pattern run through which network, under which conditions
       program     which rows run through which stages together, so that no work is done twice

@@ -119,10 +119,10 @@ class Evaluate:
         positive = parts[POSITIVE]
         branches, deltas, factored, shift, after = [positive], 0, 0, None, None
         for k, branch in enumerate(pattern.branches[1:], 1):
-            tensor, given = self._delta(at, pattern, branch, parts, x, state, graph)
+            weight = weights[:, 1 + k].view(-1, *[1] * (state.ndim - 1))
+            tensor, given = self._delta(at, pattern, branch, weight, parts, x, state, graph)
             if branch.potential is not None and branch.potential.mean:
-                moved = _column(weights, k, state) * tensor
-                shift = moved if shift is None else shift + moved
+                shift = weight * tensor if shift is None else shift + weight * tensor
                 continue
             if branch.channels:
                 tensor = _only(branch.channels, _delta(positive, tensor, given))
@@ -137,13 +137,14 @@ class Evaluate:
                 tensor, given = facts[Fact.ALPHA] * chained, True
                 how = None
             if branch.projection is not None and branch.projection.momentum != 0.0:
-                tensor = self._moving(branch, row, _delta(positive, tensor, given), how)
+                delta = _delta(positive, tensor, given)
+                tensor = self._moving(branch, row, weight, delta, how)
                 given, how = True, None
             if at.row.after and branch.leads:
                 if how is not None:
                     assert self.predict.factor is not None
                     tensor = self.predict.factor * tensor
-                moved = _column(weights, k, state) * row[Column.OF_PREDICTION] * tensor
+                moved = weight * row[Column.OF_PREDICTION] * tensor
                 after = moved if after is None else after + moved
                 continue
             deltas |= given << len(branches)
@@ -162,6 +163,7 @@ class Evaluate:
         at: At,
         pattern: Pattern,
         branch: Branch,
+        weight: Tensor,
         parts: dict[Branch, Tensor],
         x: Tensor,
         state: Tensor,
@@ -171,7 +173,8 @@ class Evaluate:
         if branch in pattern.held:
             return self.deltas[branch.delta], True
         if branch.potential is not None:
-            delta = self._gradient(at, branch.potential, x, state, parts[POSITIVE], graph)
+            positive = parts[POSITIVE]
+            delta = self._gradient(at, branch.potential, weight, x, state, positive, graph)
             if branch.every > 1:
                 self.deltas[branch.delta] = delta
             return delta, True
@@ -184,6 +187,7 @@ class Evaluate:
         self,
         at: At,
         potential: Potential,
+        weight: Tensor,
         x: Tensor,
         state: Tensor,
         prediction: Tensor,
@@ -203,21 +207,27 @@ class Evaluate:
             at.table,
             graph,
         )
+        gradient = torch.where(weight != 0.0, gradient, 0.0)  # it may not be finite for the others
         finite = gradient.isfinite().all()
         now = torch.where(finite, self.bad_gradient, at.index)
         self.bad_gradient = torch.minimum(self.bad_gradient, now)
         return gradient if potential.mean else facts[Fact.GAIN] * gradient
 
-    def _moving(self, branch: Branch, row: Tensor, delta: Tensor, how: Rectified | None) -> Tensor:
-        """The delta with its momentum, which is that of the denoised image."""
+    def _moving(
+        self, branch: Branch, row: Tensor, weight: Tensor, delta: Tensor, how: Rectified | None
+    ) -> Tensor:
+        """The delta with its momentum, which is that of the denoised image; it rests where the
+        weight is 0, as for a sample alone, whose delta is not computed then.
+        """
         assert branch.projection is not None
         if how is not None:
             assert self.predict.factor is not None
             delta = self.predict.factor * delta
-        now = row[Column.OF_PREDICTION] * delta.float()
-        if branch in self.momenta:
-            now = now + branch.projection.momentum * self.momenta[branch]
-        self.momenta[branch] = now
+        now, before = row[Column.OF_PREDICTION] * delta.float(), self.momenta.get(branch)
+        if before is not None:
+            now = now + branch.projection.momentum * before
+        rest = 0.0 if before is None else before
+        self.momenta[branch] = torch.where(weight != 0.0, now, rest)
         return now / row[Column.OF_PREDICTION]
 
     def _weigh(
@@ -263,11 +273,6 @@ def _planned(at: At, pattern: Pattern) -> Tensor:
     assert planned is not None
     columns = [1 + planned.branches.index(branch) for branch in pattern.branches]
     return torch.stack([at.weights[:, column] for column in (0, *columns)], dim=1)
-
-
-def _column(weights: Tensor, k: int, state: Tensor) -> Tensor:
-    """The weights of branch k, to be multiplied with `[B, *shape]`."""
-    return weights[:, 1 + k].view(-1, *[1] * (state.ndim - 1))
 
 
 def _only(channels: tuple[int, ...], delta: Tensor) -> Tensor:

@@ -98,6 +98,7 @@ def estimate(
     seeds = torch.zeros(batch, dtype=torch.int64, device=plan.index.device)
     conditions = one.repeated(batch)
     short = _short(plan)
+    _learn(short, passes, one, shape, dtype)
     tensors = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.no_grad(), uncompiled(), tensors as fake, Live() as live:
         given = Inputs(conditions.mapped(fake.from_tensor).undrawn(), fake.from_tensor(seeds))
@@ -109,6 +110,22 @@ def estimate(
         extra = sum(t.nbytes for t in tree_leaves(conditions.fixed) if isinstance(t, Tensor))
         extra += 4 * batch * torch.Size(shape).numel()
     return Memory(_weights(nets), state + extra, max(live.peak - before - state, 0))
+
+
+def _learn(
+    plan: Plan,
+    passes: Mapping[Pattern, Passes],
+    one: Conditions,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> None:
+    """Have networks looked at that have to be, which takes real tensors."""
+    x = torch.zeros((1, *shape), device=plan.index.device, dtype=dtype)
+    for of_pattern in passes.values():
+        for each in of_pattern.all:
+            learn = each.program.batches[0].steps[0].stage.learn
+            if learn is not None:
+                learn(x, plan.times[-1:], one.fixed[each.rows[0].net]["cond"])
 
 
 def largest_batch(small: Memory, large: Memory, batch: int, free: int) -> int:

@@ -24,9 +24,11 @@ def check_seed(seed: object, name: str = "seed", verb: str = "is") -> None:
         raise ValueError(f"{name} {verb} {shown(seed)}, {wanted}")
 
 
-def as_seeds(seeds: int | Iterable[int] | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """`seeds` as an int64 tensor `[B]`, one or more; each should lie in [0, 2^63), which of those
-    on a GPU is not looked up, as that would wait for it.
+def as_seeds(
+    seeds: int | Iterable[int] | Tensor, device: torch.device | str = "cpu", look: bool = True
+) -> Tensor:
+    """`seeds` as an int64 tensor `[B]`, one or more; each should lie in [0, 2^63). Those of a
+    tensor are looked up with `look`, unless it is on a GPU, which would have to be waited for.
     """
     if isinstance(seeds, Tensor):
         if seeds.ndim != 1 or seeds.dtype != torch.int64:
@@ -35,8 +37,7 @@ def as_seeds(seeds: int | Iterable[int] | Tensor, device: torch.device | str = "
             )
         if not len(seeds):
             raise ValueError("seeds is empty, but there should be one seed per sample")
-        values_known = type(seeds) is Tensor and seeds.device.type == "cpu"
-        if values_known and not torch.compiler.is_compiling() and bool((seeds < 0).any()):
+        if look and seeds.device.type == "cpu" and bool((seeds < 0).any()):
             check_seed(int(seeds[seeds < 0][0]), "seeds", "has")
         return seeds.to(device).contiguous()
     if isinstance(seeds, (str, bytes)) or not isinstance(seeds, (Integral, Iterable)):
@@ -77,7 +78,7 @@ def noise(
             f"device is {device}, but fastguide was built without CUDA kernels; "
             "`fastguide info` says how to get them"
         )
-    rows = as_seeds(seeds, device)
+    rows = as_seeds(seeds, device, look=False)  # a run draws with tensors that it has looked at
     return torch.ops.fastguide.noise(rows, evaluation, math.prod(shape), counter).reshape(
         -1, *shape
     )

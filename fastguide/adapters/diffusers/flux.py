@@ -22,9 +22,9 @@ from fastguide.adapters.diffusers.attention import (
 )
 from fastguide.adapters.diffusers.network import Adapted, Call, block_stages, dtype_of
 from fastguide.adapters.diffusers.sd3 import added
-from fastguide.nets.attention import shuffled
-from fastguide.nets.timed import timed
 from fastguide.staging.contract import PLAIN, TIME, Routing, Segment, Stage
+from fastguide.staging.shuffled import shuffled
+from fastguide.staging.timed import timed
 
 
 class Rope:
