@@ -10,6 +10,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?= /usr/share/datasets/fashion-mnist
 CLASSES := T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot
+BASE ?= auto
+ROWS ?=
 COMPILED := $(shell find csrc -name '*.*') setup.py pyproject.toml
 
 FAMILIES := $(addprefix methods-,perturbation autoguidance icg tsg sims every gradients reg)
@@ -36,12 +38,14 @@ lint: $(VENV)/installed ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-##@ Time (bench/timing)
-bench: $(VENV)/installed ## each row against its twin, held to bench/baseline.json
-	$(BIN)/pytest -q bench/timing
+##@ Time (bench/timing): BASE=REVISION, ROWS=step
+# a row fails where it is slower than at BASE, built beside the tree under build/base; by default that
+# is where the branch left the default one, else the last tag, else HEAD~1; `none` for no base
+bench: $(VENV)/installed ## each row against BASE, in turns, and against its limit beside its twin
+	$(BIN)/pytest -q bench/timing --base '$(BASE)' -k '$(ROWS)'
 
-baseline: $(VENV)/installed ## renew bench/baseline.json
-	$(BIN)/pytest -q bench/timing --renew-baseline
+baseline: $(VENV)/installed ## the same; this processor's figures into bench/baseline.json
+	$(BIN)/pytest -q bench/timing --base '$(BASE)' --keep
 
 ##@ Quality (bench/quality): figures and pictures of the docs
 # ARGS goes to it: make quality ARGS='--dtype bf16 --scales 1,1.5,2,3,5 --pair-samples 200'

@@ -142,16 +142,10 @@ def contracts() -> dict[str, str]:
     return {room: found[room] for room in LEVEL}
 
 
-def table(imports: Iterable[Import]) -> str:
+def table() -> str:
     """The rooms as a table of Markdown."""
-    below: dict[str, set[str]] = {room: set() for room in LEVEL}
-    for one in imports:
-        below[one.room].add(one.to)
-    lines = ["| room | what it holds | imports |", "|---|---|---|"]
-    for room, text in contracts().items():
-        names = ", ".join(sorted(below[room], key=list(LEVEL).index))
-        lines.append(f"| `{room}` | {text} | {names or 'no room'} |")
-    return "\n".join(lines) + "\n"
+    rows = [f"| `{room}` | {text} |\n" for room, text in contracts().items()]
+    return "".join(["| room | what it holds |\n", "|---|---|\n", *rows])
 
 
 def arrows(imports: Iterable[Import]) -> list[tuple[str, str]]:
@@ -223,11 +217,11 @@ def _curve(start: tuple[float, float], end: tuple[float, float], dashed: bool = 
     )
 
 
-def page(text: str, imports: Iterable[Import]) -> str:
+def page(text: str) -> str:
     """docs/architecture.md with its table of rooms drawn anew."""
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)
-    return head + BEGIN + table(imports) + END + tail
+    return head + BEGIN + table() + END + tail
 
 
 def main() -> None:
@@ -236,7 +230,7 @@ def main() -> None:
     if found := broken(imports):
         sys.exit("\n".join(found))
     PICTURE.write_text(picture(imports))
-    PAGE.write_text(page(PAGE.read_text(), imports))
+    PAGE.write_text(page(PAGE.read_text()))
 
 
 if __name__ == "__main__":

@@ -65,9 +65,14 @@ def test_what_is_not(module, source):
     assert not architecture.broken(architecture.imports_of(module, source))
 
 
+def test_solvers_know_no_tensors():
+    for path in (ROOT / "fastguide/solvers").glob("*.py"):
+        assert not re.search(r"^\s*(import|from) torch", path.read_text(), re.M), path
+
+
 def test_the_page_and_its_picture_are_current():
     imports, text = architecture.all_imports(), architecture.PAGE.read_text()
-    assert text == architecture.page(text, imports), ANEW
+    assert text == architecture.page(text), ANEW
     assert architecture.PICTURE.read_text() == architecture.picture(imports), ANEW
 
 

@@ -138,8 +138,8 @@ class SmoothedQueries:
 
 
 FAMILIES = {
-    "SD": (sd, call_sd, "unet", "StableDiffusionPAGPipeline", "mid", 0.93),
-    "PixArt": (pixart, call_pixart, "transformer", "PixArtSigmaPAGPipeline", "blocks.14", 0.87),
+    "SD": (sd, call_sd, "unet", "StableDiffusionPAGPipeline", "mid"),
+    "PixArt": (pixart, call_pixart, "transformer", "PixArtSigmaPAGPipeline", "blocks.14"),
 }
 
 
@@ -160,39 +160,27 @@ def test_cfg(ratio, family):
     theirs = images(pipe, call(guidance_scale=5.0))
     ours = images(fg.accelerate(pipe, fg.CFG(5.0)), call())
     same(ours, theirs)
-    ratio(f"diffusers {family}, CFG", ours, theirs, limit=1.01, rounds=11)
+    ratio(f"diffusers {family}, CFG", ours, theirs, rounds=11)
 
 
+@pytest.mark.parametrize("method", ["PAG", "SEG"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_cfg_and_pag(ratio, family):
-    """Three rows from the middle on, two before it."""
-    make, call, net, kind, layer, limit = FAMILIES[family]
+def test_cfg_and_a_perturbation(ratio, family, method):
+    """Three rows from the middle on, two before it; under SEG with one query a head."""
+    make, call, net, kind, layer = FAMILIES[family]
     pipe = make()
     net = {net: getattr(pipe, net)}
-    ours = images(fg.accelerate(pipe, fg.CFG(5.0) + fg.PAG(3.0)), call())
-    mine = ours()
+    perturbation = {"PAG": fg.PAG, "SEG": fg.SEG}[method](3.0)
+    ours = images(fg.accelerate(pipe, fg.CFG(5.0) + perturbation), call())
+    mine = ours()  # before the twin's processors are set on the same network
     twin = make(kind, **net, pag_applied_layers=[layer])
+    if method == "SEG":
+        processors = (SmoothedQueries(), SmoothedQueries())
+        twin.set_pag_applied_layers([layer], pag_attn_processors=processors)
     theirs = images(twin, call(guidance_scale=5.0, pag_scale=3.0))
     other = theirs()
     assert (mine - other).abs().max() <= 1e-3 * other.abs().max()
-    ratio(f"diffusers {family}, CFG and PAG from the middle", ours, theirs, limit=limit)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_cfg_and_seg(ratio, family):
-    """The same with one query a head."""
-    make, call, net, kind, layer, limit = FAMILIES[family]
-    pipe = make()
-    net = {net: getattr(pipe, net)}
-    ours = images(fg.accelerate(pipe, fg.CFG(5.0) + fg.SEG(3.0)), call())
-    mine = ours()
-    twin = make(kind, **net, pag_applied_layers=[layer])
-    processors = (SmoothedQueries(), SmoothedQueries())
-    twin.set_pag_applied_layers([layer], pag_attn_processors=processors)
-    theirs = images(twin, call(guidance_scale=5.0, pag_scale=3.0))
-    other = theirs()
-    assert (mine - other).abs().max() <= 1e-3 * other.abs().max()
-    ratio(f"diffusers {family}, CFG and SEG from the middle", ours, theirs, limit=limit)
+    ratio(f"diffusers {family}, CFG and {method} from the middle", ours, theirs)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -205,7 +193,7 @@ def test_cfg_in_an_interval(ratio, family):
     ours = images(fg.accelerate(pipe, half), call())
     theirs = images(pipe, call(guidance_scale=5.0))
     ours()
-    ratio(f"diffusers {family}, CFG in half of the steps", ours, theirs, limit=0.78)
+    ratio(f"diffusers {family}, CFG in half of the steps", ours, theirs)
 
 
 class Nothing(torch.nn.Module):

@@ -33,7 +33,6 @@ def test_gram(ratio, branches, dtype, request):
         f"{name}, against plain PyTorch",
         lambda: ops.gram(*case),
         lambda: plain(*case),
-        limit=1 / 3,
         rounds=41,
     )
 

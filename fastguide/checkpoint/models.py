@@ -1,41 +1,33 @@
 """Models on disk: `model.safetensors` and `model.json` in one folder. Nothing is ever unpickled.
 
-The JSON holds the SHA-256 of the weights, so damage is found before anything runs. Files are
-written under a temporary name and renamed.
+The JSON holds the SHA-256 of the weights, so damage is found before anything runs. Both are
+replaced together or not at all (`fastguide.checkpoint.together`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
-from fastguide.common.files import write_atomic
+from fastguide.checkpoint.description import FORMAT, Description, read_description
+from fastguide.checkpoint.errors import CheckpointError
+from fastguide.checkpoint.together import replace_together, weights_paths
+from fastguide.checkpoint.weights import Weights, check_finite, check_names, open_weights
 from fastguide.model import Model
 from fastguide.nets import NETS
 from fastguide.process import EDM, VP, Flow, Prediction
 
-FORMAT = 1
-READERS = {  # by the kind of network
-    **dict.fromkeys(NETS, "load"),
-    "Encoder": "load_classifier",
-    "TextImageNet": "load_text_image",
-}
-_PROCESSES = {"VP": VP, "EDM": EDM, "Flow": Flow}
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, of another version, or of a kind that is not read."""
+_TRIES = 5  # while another process keeps replacing the model
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -63,9 +55,16 @@ def save(
 ) -> None:
     """Write `model` to `folder`, its weights stored as `dtype`.
 
+    A model that is there already is replaced as a whole: a reader, or whoever comes after a kill,
+    finds the old one or the new one.
+
     Args:
         weights: stored instead of the network's own (an average of them, say).
         training: anything worth keeping of how it was made; JSON.
+
+    Raises:
+        ValueError: the weights have other names or shapes than the network's, or are not finite as
+            `dtype`.
     """
     net = model.net
     if not isinstance(net, nn.Module) or type(net).__name__ not in NETS:
@@ -81,11 +80,21 @@ def write(
     dtype: torch.dtype = torch.float32,
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write any network of `fastguide.nets`; arguments as `save` has them."""
-    net = stored.net
-    weights = net.state_dict() if weights is None else weights
+    """Write any network of `fastguide.nets`; arguments and errors as `save` has them."""
+    net, folder = stored.net, Path(folder)
+    own = net.state_dict()
+    weights = own if weights is None else weights
+    check_names(folder, weights, own)
+    for name, value in weights.items():
+        if value.shape != own[name].shape:
+            raise ValueError(
+                f"weights[{name!r}].shape is {tuple(value.shape)}, but the network's is "
+                f"{tuple(own[name].shape)}"
+            )
     cast = {name: value.to("cpu", dtype).contiguous() for name, value in weights.items()}
+    check_finite(folder, cast)
     data = tensors_to_bytes(cast)
+    sha256 = hashlib.sha256(data).hexdigest()
     description = {
         "format": FORMAT,
         "net": {"name": type(net).__name__, **net.config},
@@ -93,12 +102,11 @@ def write(
         "prediction": asdict(stored.prediction),
         "shape": list(stored.shape),
         "class_names": list(stored.class_names),
-        "weights": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)},
+        "weights": {"sha256": sha256, "bytes": len(data)},
         "training": dict(training or {}),
     }
-    folder = Path(folder)
-    write_atomic(folder / "model.safetensors", data)
-    write_atomic(folder / "model.json", (json.dumps(description, indent=2) + "\n").encode())
+    text = json.dumps(description, indent=2, allow_nan=False) + "\n"
+    replace_together(folder, data, sha256, text.encode())
 
 
 def load(
@@ -124,32 +132,21 @@ def read(
         CheckpointError: see the class.
     """
     folder = Path(folder)
-    description = read_description(folder)
-    data = _read_weights(folder, description["weights"])
-    try:
-        config = dict(description["net"])
-        name = config.pop("name")
-        if name not in nets:
-            reader = f"; fastguide.{READERS[name]} reads it" if name in READERS else ""
-            raise CheckpointError(f"{folder}: net is {name!r}, not one of {sorted(nets)}{reader}")
-        net = nets[name](**config)
-        process = dict(description["process"])
-        kind = _PROCESSES[process.pop("name")](**process)
-        prediction = Prediction(**description["prediction"])
-        shape = tuple(int(side) for side in description["shape"])
-        class_names = tuple(description["class_names"])
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / 'model.json'} does not describe a model: {error!r}"
-        ) from error
-    try:
-        net.load_state_dict(tensors_from_bytes(data))
-    except (RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: the weights do not fit the network: {error}") from error
+    _check_folder(folder)
+    for left in reversed(range(_TRIES)):
+        about = read_description(folder, nets)
+        try:
+            with _open_weights(folder, about) as file:
+                net = _build(folder, about, nets, len(file.entries))
+                weights = file.read(net.state_dict())
+                _check_meaning(folder, about, net)
+            break
+        except CheckpointError:
+            if left == 0 or read_description(folder, nets) == about:
+                raise
+    net.to_empty(device="cpu").load_state_dict(weights)
     net.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return Stored(net, kind, prediction, shape, class_names)
+    return Stored(net, about.process, about.prediction, about.shape, about.class_names)
 
 
 def describe(
@@ -173,8 +170,7 @@ def describe(
     )
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """The checked content of `folder/model.json`."""
+def _check_folder(folder: Path) -> None:
     if folder.suffix.lower() in _PICKLES:
         raise CheckpointError(
             f"{folder} looks like a pickle, which can run any code when it is read; "
@@ -182,34 +178,52 @@ def read_description(folder: Path) -> dict[str, Any]:
         )
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder with model.safetensors and model.json")
-    try:
-        description = json.loads((folder / "model.json").read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} holds no model.json") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / 'model.json'} is damaged: {error}") from error
-    version = description.get("format") if isinstance(description, dict) else None
-    if version != FORMAT:
-        raise CheckpointError(
-            f"{folder / 'model.json'} has format {version!r}, "
-            f"but this version reads format {FORMAT}"
-        )
-    missing = {"net", "process", "prediction", "shape", "class_names", "weights"} - set(description)
-    if missing:
-        raise CheckpointError(f"{folder / 'model.json'} lacks {', '.join(sorted(missing))}")
-    return description
 
 
-def _read_weights(folder: Path, expected: Mapping[str, Any]) -> bytes:
-    path = folder / "model.safetensors"
+def _build(
+    folder: Path, about: Description, nets: Mapping[str, type[nn.Module]], tensors: int
+) -> Any:
+    """The network on `meta`, where weights take no memory.
+
+    Args:
+        tensors: how many the file has: a network of more layers is not built.
+    """
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} holds no model.safetensors") from None
-    if len(data) != expected.get("bytes"):
+        if about.layers > tensors:
+            raise ValueError(f"net has {about.layers} layers, but there are {tensors} tensors")
+        with torch.device("meta"):
+            return nets[about.net](**about.config)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
-            f"{path} is truncated or of another run: {len(data)} bytes, not {expected.get('bytes')}"
+            f"{folder / 'model.json'} does not describe a model: {error}"
+        ) from error
+
+
+def _check_meaning(folder: Path, about: Description, net: Any) -> None:
+    """What the description says of samples and classes fits the network."""
+    try:
+        net.check_shape(about.shape)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{folder / 'model.json'} does not describe a model: {error}"
+        ) from error
+    classes = getattr(net, "classes", None) or getattr(net, "outputs", 0)
+    names = len(about.class_names)
+    if classes and names not in (0, classes):
+        raise CheckpointError(
+            f"{folder / 'model.json'} does not describe a model: class_names has {names} names "
+            f"for {classes} classes"
         )
-    if hashlib.sha256(data).hexdigest() != expected.get("sha256"):
-        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in model.json")
-    return data
+
+
+@contextmanager
+def _open_weights(folder: Path, about: Description) -> Iterator[Weights]:
+    with ExitStack() as stack:
+        for path in weights_paths(folder, about.sha256):
+            try:
+                file = stack.enter_context(open_weights(path, about))
+            except FileNotFoundError:
+                continue
+            yield file
+            return
+        raise CheckpointError(f"{folder} holds no model.safetensors")

@@ -4,8 +4,7 @@ class.
 
 from __future__ import annotations
 
-import gzip
-import math
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+from fastguide.training.folders import read_folders
+from fastguide.training.idx import read_idx
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,26 @@ class Images:
     labels: Tensor
     class_names: tuple[str, ...]
 
+    def digest(self) -> str:
+        """SHA-256 of all three."""
+        digest = hashlib.sha256(repr((tuple(self.pixels.shape), self.class_names)).encode())
+        for tensor in (self.pixels, self.labels):
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
 
 def load_images(folder: str | Path, split: str = "train", names: Sequence[str] = ()) -> Images:
     """Read all images of `folder`.
 
     IDX: `{split}-images-idx3-ubyte` and `{split}-labels-idx1-ubyte`, each plain or `.gz` (the test
     split of MNIST and its kin is called "t10k"); classes are called by `names`, or by their number.
-    Otherwise: one subfolder per class with image files of one size and mode.
+    Otherwise: one subfolder per class with image files of one size and mode, of 8 or 16 bits. What
+    is hidden, no regular file, or a link that leads out of `folder` is left out.
 
     Raises:
         FileNotFoundError: there is neither.
-        ValueError: a file is damaged, or the images differ in size or mode.
+        ValueError: a file is damaged or would take far more memory than disk, or the images differ
+            in size or mode; the message names the file.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -45,31 +54,18 @@ def load_images(folder: str | Path, split: str = "train", names: Sequence[str] =
         if images.is_file():
             labels = folder / f"{split}-labels-idx1-ubyte{suffix}"
             return _from_idx(images, labels, tuple(names))
-    return _from_folders(folder)
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """Read one IDX file of unsigned bytes: magic 0x00 0x00 0x08 rank, big-endian sizes, data."""
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path} is not an IDX file of bytes: it starts with {raw[:4]!r}")
-    rank = raw[3]
-    header = 4 + 4 * rank
-    sizes = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank))
-    if len(raw) != header + math.prod(sizes):
-        raise ValueError(f"{path} is damaged: {len(raw)} bytes for an array of {sizes}")
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(sizes)
+    pixels, indices, found = read_folders(folder)
+    return Images(torch.from_numpy(pixels), torch.tensor(indices), found)
 
 
 def _from_idx(images: Path, labels: Path, names: tuple[str, ...]) -> Images:
     if not labels.is_file():
         raise FileNotFoundError(f"{images} has no labels beside it: {labels} is missing")
-    pixels, classes = read_idx(images), read_idx(labels)
+    classes, pixels = read_idx(labels), read_idx(images)
     if pixels.ndim != 3 or classes.shape != pixels.shape[:1]:
         raise ValueError(f"{images} holds {pixels.shape}, but {labels} holds {classes.shape}")
+    if not pixels.size:
+        raise ValueError(f"{images} holds {pixels.shape}, but there should be one image or more")
     count = int(classes.max()) + 1
     if names and len(names) < count:
         raise ValueError(f"names has {len(names)} entries, but {labels} has {count} classes")
@@ -78,32 +74,3 @@ def _from_idx(images: Path, labels: Path, names: tuple[str, ...]) -> Images:
         torch.from_numpy(classes.astype(np.int64)),
         names or tuple(str(i) for i in range(count)),
     )
-
-
-def _from_folders(folder: Path) -> Images:
-    from PIL import Image
-
-    groups = sorted(path for path in folder.iterdir() if path.is_dir())
-    found = [
-        (path, index)
-        for index, group in enumerate(groups)
-        for path in sorted(group.iterdir())
-        if path.suffix.lower() in _SUFFIXES
-    ]
-    if not found:
-        raise FileNotFoundError(
-            f"data is {str(folder)!r}, but it holds neither train-images-idx3-ubyte[.gz] "
-            "nor subfolders with images"
-        )
-    arrays: list[np.ndarray] = []
-    for path, _ in found:
-        with Image.open(path) as image:
-            array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-        if arrays and array.shape != arrays[0].shape:
-            raise ValueError(
-                f"{path} is {array.shape} as (C, H, W), but {found[0][0]} is {arrays[0].shape}"
-            )
-        arrays.append(array)
-    labels = torch.tensor([index for _, index in found])
-    return Images(torch.from_numpy(np.stack(arrays)), labels, tuple(g.name for g in groups))

@@ -26,7 +26,10 @@ class LoopConfig:
     """Settings of one run.
 
     Args:
-        steps, batch, rate, warmup: AdamW with betas (0.9, 0.99), linear warm-up and cosine decay.
+        steps: of AdamW with betas (0.9, 0.99).
+        batch: images a step.
+        rate: of learning, after the warm-up; from there half a cosine takes it to 0.
+        warmup: steps in which the rate rises.
         ema: decay of the averaged weights, reached gradually: min(ema, (1 + step) / (10 + step)).
         seed: of the initial weights, the order of the images, noise and times.
         autocast: bf16 matrix products with fp32 weights.
@@ -107,7 +110,7 @@ def run(
 
     Raises:
         ValueError: the network does not fit the images, or `out` holds the state of a run with
-            other settings.
+            other settings or on other images.
         FloatingPointError: the loss is not finite.
     """
     net.check_shape(tuple(images.pixels.shape[1:]))
@@ -120,7 +123,7 @@ def run(
             "config": {
                 k: v for k, v in asdict(config).items() if k not in ("compile", "save_every")
             },
-            "images": list(images.pixels.shape),
+            "images": {"shape": list(images.pixels.shape), "sha256": images.digest()},
             "initial": None if initial is None else checkpoint.digest(initial),
         }
     )

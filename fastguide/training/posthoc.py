@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
+from fastguide.checkpoint.regular import open_regular
+from fastguide.checkpoint.weights import check_finite, check_names
 from fastguide.common.files import write_atomic
 
 FOLDER = "averages"
@@ -71,13 +73,19 @@ class PowerAverages:
 def kept_averages(out: Path) -> list[Kept]:
     """What `PowerAverages.save` kept below `out`, by step and length."""
     found = []
-    for path in sorted((out / FOLDER).glob("*.safetensors")):
+    for path in sorted((out / FOLDER).glob("[!.]*.safetensors")):
         try:
+            with open_regular(path):
+                pass  # no FIFO, no device, no holes
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-            found.append(Kept(float(metadata["length"]), int(metadata["step"]), path))
-        except (SafetensorError, KeyError, ValueError) as error:
+            kept = Kept(float(metadata["length"]), int(metadata["step"]), path)
+            gamma_of(kept.length)
+            if kept.step < 1:
+                raise ValueError(f"step is {kept.step}, but it should be 1 or more")
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise ValueError(f"{path} is damaged: {error!r}") from error
+        found.append(kept)
     if not found:
         raise FileNotFoundError(
             f"{out} holds no {FOLDER}; train with averages (`fastguide train --lengths 0.05,0.1`)"
@@ -90,7 +98,8 @@ def reconstruct(kept: Sequence[Kept], length: float, step: int | None = None) ->
     ones whose profile is nearest, in fp64; the averages of later steps are left out.
 
     Raises:
-        ValueError: a length or a step outside what was kept.
+        ValueError: a length or a step outside what was kept; a file whose tensors are not fp32,
+            finite, and of the names and shapes of the others.
     """
     last = max(one.step for one in kept)
     step = last if step is None else step
@@ -107,11 +116,34 @@ def reconstruct(kept: Sequence[Kept], length: float, step: int | None = None) ->
     shares = shares / shares.sum()
     total: dict[str, Tensor] = {}
     for one, share in zip(used, shares, strict=True):
-        with safe_open(one.path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                part = float(share) * file.get_tensor(name).double()
-                total[name] = total[name] + part if name in total else part
+        for name, value in _read(one.path, total).items():
+            part = float(share) * value.double()
+            total[name] = total[name] + part if name in total else part
     return {name: value.float() for name, value in total.items()}
+
+
+def _read(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a kept average; of the names and shapes of `like`, unless that is empty."""
+    try:
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            if like:
+                check_names(path, names, like)
+            for name in names:
+                shape = file.get_slice(name).get_shape()
+                if like and shape != list(like[name].shape):
+                    raise ValueError(
+                        f"{path}: {name} has shape {shape}, but {list(like[name].shape)} in the "
+                        "other averages"
+                    )
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    for name, value in tensors.items():
+        if value.dtype != torch.float32:
+            raise ValueError(f"{path}: {name} is {value.dtype}, but it should be fp32")
+    check_finite(path, tensors)
+    return tensors
 
 
 def _inner(a: tuple[float, float], b: tuple[float, float]) -> float:

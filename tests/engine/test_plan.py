@@ -7,7 +7,7 @@ import torch
 import fastguide as fg
 from fastguide.common.options import Configured
 from fastguide.engine.plan import make_plan
-from fastguide.guidance import POSITIVE, Branch
+from fastguide.guidance.base import POSITIVE, Branch
 from fastguide.ops import table as tables
 from fastguide.ops.table import Column, Extra
 
