@@ -7,15 +7,17 @@ from fastguide.adapters.diffusers import accelerate, from_diffusers
 from fastguide.assets import load
 from fastguide.checkpoint.judges import Classifier, TextImage, load_classifier, load_text_image
 from fastguide.checkpoint.models import CheckpointError, save
+from fastguide.common import images
 from fastguide.common.heap import keep_freed_memory
-from fastguide.engine.run import Progress
 from fastguide.engine.threshold import DynamicThreshold
+from fastguide.engine.watch import STOP, Progress
 from fastguide.guidance import *  # noqa: F403
 from fastguide.model import Model
 from fastguide.ops import noise
 from fastguide.process import EDM, VP, Flow, Level, Prediction
-from fastguide.sample import Sampler, sample
+from fastguide.sample import Sampler, invert, sample
 from fastguide.sampling.finite import NonFiniteError
+from fastguide.sampling.measurements import grey, pooled
 from fastguide.serving.pool import Pool
 from fastguide.solvers import *  # noqa: F403
 from fastguide.spacing import *  # noqa: F403
@@ -25,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EDM",
+    "STOP",
     "VP",
     "ByModules",
     "CheckpointError",
@@ -41,11 +44,15 @@ __all__ = [
     "TextImage",
     "accelerate",
     "from_diffusers",
+    "grey",
+    "images",
+    "invert",
     "keep_freed_memory",
     "load",
     "load_classifier",
     "load_text_image",
     "noise",
+    "pooled",
     "sample",
     "save",
 ]

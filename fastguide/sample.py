@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,16 +15,20 @@ from fastguide.common.checks import check_int, check_number
 from fastguide.common.locks import ProcessLock
 from fastguide.common.options import Configured
 from fastguide.engine.captured import Way
+from fastguide.engine.known import Measurement
 from fastguide.engine.memory import Memory
 from fastguide.engine.program import RowMode
-from fastguide.engine.run import Progress
 from fastguide.engine.stats import Stats
+from fastguide.engine.watch import Callback
 from fastguide.guidance.base import Guidance
 from fastguide.model import Model
+from fastguide.process import Level
 from fastguide.sampling.checks import check_graph, check_packing, check_rows
 from fastguide.sampling.course import Clamp, Course
 from fastguide.sampling.finite import check_finite
 from fastguide.sampling.inputs import bind_all, make_inputs
+from fastguide.sampling.inversion import inverted
+from fastguide.sampling.known import as_known
 from fastguide.sampling.planning import Planned, make_ready
 from fastguide.sampling.running import Runner
 from fastguide.sampling.setup import set_up
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 
 class Sampler:
     """Plans a run once and runs it for any conditions and seeds. Calls may come from many threads.
+    A copy (also a pickled one) has the network and the settings, and plans and captures for itself.
 
     Args:
         model: what to sample (`fastguide.load`, or a `Model` around any network).
@@ -67,6 +72,8 @@ class Sampler:
             goes with "steps"; a whole run is eager with one.
         max_captures: the captured runs that are kept, those that were used last.
         fallback: run eagerly where a capture does not fit, instead of the error.
+        strength: calls start from images, `init`, noised as far as this share of the steps goes
+            (0.6 of 25 steps: the last 15), or to a `Level`; None: they start from noise.
 
     Raises:
         ValueError, TypeError: an argument that is not as above, named with its value.
@@ -90,6 +97,7 @@ class Sampler:
         graph: bool | Way = False,
         max_captures: int = 8,
         fallback: bool = False,
+        strength: float | Level | None = None,
     ) -> None:
         setup = set_up(model, shape, device, dtype)
         check_rows(rows)
@@ -99,7 +107,7 @@ class Sampler:
         self.shape, self.dtype = setup.settings.shape, setup.settings.dtype
         self._packing = (max_batch, max_wait)
         self._runner = Runner(setup.device, rows, graph, max_captures, fallback)
-        course = Course(guidance, solver, steps, spacing, levels, clamp)
+        course = Course(guidance, solver, steps, spacing, levels, clamp, strength)
         self._take(make_ready(setup, course, rows))
 
     def _take(self, planned: Planned) -> None:
@@ -108,19 +116,31 @@ class Sampler:
         self._lock = ProcessLock()
         self._asked: Requests | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # what it was made from: a copy plans, measures and captures for itself
+        course, runner = self._planned.course, self._runner
+        names = [one.name for one in fields(course) if one.name != "upward"]
+        what = {name: getattr(course, name) for name in names}
+        where = {"dtype": self.dtype, "shape": self.shape, "device": str(self.device)}
+        limit = {} if runner.graphs is None else {"max_captures": runner.graphs.limit}
+        how = {"rows": runner.rows, "graph": runner.graph, "fallback": runner.fallback, **limit}
+        packing = dict(zip(("max_batch", "max_wait"), self._packing, strict=True))
+        return _remade, (self.model, {**what, **where, **how, **packing})
+
     def replaced(self, **changes: Any) -> Sampler:
-        """A sampler with another `guidance`, `solver`, `steps`, `spacing`, `levels` or `clamp`, by
-        these names, as in the constructor; what is not named stays. The network, its captured
-        graphs, their memory and what `warmup` found are shared: where only numbers differ (scales,
-        eta, levels, clamps, an interval that ends between the same evaluations), nothing is
-        captured anew. Counts and requests are its own.
+        """A sampler with another `guidance`, `solver`, `steps`, `spacing`, `levels`, `clamp` or
+        `strength`, by these names, as in the constructor; what is not named stays. The network,
+        its captured graphs, their memory and what `warmup` found are shared: where only numbers
+        differ (scales, eta, levels, clamps, an interval that ends between the same evaluations),
+        nothing is captured anew. Counts and requests are its own.
 
         Raises:
             ValueError, TypeError: an argument that is not as in the constructor.
         """
         planned, runner = self._planned, self._runner.uncounted()
         course = planned.course.replaced(changes)
-        other = copy.copy(self)
+        other = object.__new__(Sampler)
+        other.__dict__ |= self.__dict__
         other._runner = runner
         other._take(make_ready(planned.setup, course, runner.rows, planned.nets))
         return other
@@ -134,8 +154,13 @@ class Sampler:
         negative: Any = None,
         noise: Tensor | None = None,
         step_noise: Sequence[Tensor] | None = None,
-        callback: Callable[[Progress], None] | None = None,
+        callback: Callback | None = None,
         check: bool = True,
+        *,
+        init: Tensor | None = None,
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
+        measurement: Measurement | None = None,
     ) -> Tensor:
         """Sample, fp32 `[B, *shape]`, one sample per seed.
 
@@ -144,19 +169,46 @@ class Sampler:
                 the pytree of tensors that the network takes. None for the null condition.
             seeds: one int in [0, 2^63) per sample. A sample depends on its own seed alone.
             negative: the negative condition, in the form of `cond`; None for the null condition.
-            noise: start noise fp32 `[B, *shape]`, instead of the seeds'.
+            noise: start noise fp32 `[B, *shape]` of standard normals, instead of the seeds'. x
+                starts at it (VP, which keeps the variance of normalised data), or at it times the
+                first level's sigma (EDM; flow, where that is 1 at t = 1); with `init` at
+                `alpha init + sigma noise` everywhere.
             step_noise: fp32 `[B, *shape]` for each update that draws noise, instead of the seeds'.
-            callback: called after every evaluation with a `Progress` (live previews).
+            callback: called after every evaluation with a `Progress` (live previews). What it
+                writes to `x` is what the next evaluation sees; `return fastguide.STOP` ends the
+                run with the denoised image so far.
             check: raise NonFiniteError where samples are not finite; looked up once, at the end.
+            init: the image that the run starts from, fp32 `[B, *shape]` or `[*shape]`: of a sampler
+                with a `strength`.
+            known: an image of which a part is known, like `init`; the sample has that part of it.
+            mask: which pixels are: 1 where known, 0 where sampled, between where blended at every
+                level; broadcastable to `[B, *shape]`.
+            measurement: or which projection of it is: `fastguide.grey` for colourisation,
+                `fastguide.pooled(4)` for super-resolution, any orthogonal projection of images.
         """
         planned = self._planned
         numbers = ops.as_seeds(seeds, self.device)
-        inputs = make_inputs(planned, cond, negative, numbers, noise, step_noise)
+        part = as_known(planned, known, mask, measurement, len(numbers))
+        inputs = make_inputs(planned, cond, negative, numbers, noise, step_noise, init)
         plan = planned.plan if callback is None else planned.preview
-        samples, first_bad, bad_gradient = self._runner.run(planned, inputs, plan, callback)
+        samples, first_bad, bad_gradient = self._runner.run(planned, inputs, plan, callback, part)
         if check:
             check_finite(plan, samples, first_bad, bad_gradient, numbers)
         return samples
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def invert(self, images: Tensor, cond: Any = None, negative: Any = None) -> Tensor:
+        """The noise fp32 `[B, *shape]` from which the sampler makes `images`: the same run upwards
+        (DDIM inversion and its like), exact to the order of its solver, which must draw nothing.
+        Give it back as `noise=`, with another condition to edit the images; a sampler with a
+        `strength` takes them as `init` too.
+
+        Args:
+            images: fp32 `[B, *shape]`.
+            cond, negative: as in a call.
+        """
+        return inverted(self._runner, self._planned, images, cond, negative)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -251,6 +303,10 @@ class Sampler:
             return self._asked
 
 
+def _remade(model: Model, arguments: dict[str, Any]) -> Sampler:
+    return Sampler(model, **arguments)
+
+
 def sample(
     model: Model,
     cond: Any = None,
@@ -268,9 +324,39 @@ def sample(
     device: torch.device | str | None = None,
     noise: Tensor | None = None,
     step_noise: Sequence[Tensor] | None = None,
-    callback: Callable[[Progress], None] | None = None,
+    callback: Callback | None = None,
     check: bool = True,
+    init: Tensor | None = None,
+    strength: float | Level | None = None,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
+    measurement: Measurement | None = None,
 ) -> Tensor:
     """Sample once, fp32 `[B, *shape]`: `Sampler(...)` and one call of it; see there."""
-    sampler = Sampler(model, guidance, solver, steps, spacing, levels, clamp, dtype, shape, device)
-    return sampler(cond, seeds, negative, noise, step_noise, callback, check)
+    course = (guidance, solver, steps, spacing, levels, clamp)
+    sampler = Sampler(model, *course, dtype, shape, device, strength=strength)
+    part: dict[str, Any] = {"known": known, "mask": mask, "measurement": measurement}
+    return sampler(cond, seeds, negative, noise, step_noise, callback, check, init=init, **part)
+
+
+def invert(
+    model: Model,
+    images: Tensor,
+    cond: Any = None,
+    guidance: Guidance | None = None,
+    solver: Solver | str | None = None,
+    steps: int = 25,
+    *,
+    negative: Any = None,
+    spacing: Configured[Levels] | str | None = None,
+    levels: Levels | None = None,
+    clamp: Clamp = None,
+    dtype: torch.dtype | None = None,
+    shape: Sequence[int] | None = None,
+    device: torch.device | str | None = None,
+    strength: float | Level | None = None,
+) -> Tensor:
+    """The noise fp32 `[B, *shape]` of images: `Sampler(...)` and its `invert`; see there."""
+    course = (guidance, solver, steps, spacing, levels, clamp)
+    sampler = Sampler(model, *course, dtype, shape, device, strength=strength)
+    return sampler.invert(images, cond, negative)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastguide.common.files import write_atomic
-from fastguide.common.images import from_pixels
+from fastguide.common.images import from_uint8
 from fastguide.training.data import Images
 
 FLOOR = 0.91  # test accuracy below which the classifier is no judge of anything
@@ -80,7 +80,7 @@ class Classifier:
     @torch.no_grad()
     def judge(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(features fp64 `[N, 128]`, classes int64 `[N]`) of uint8 images `[N, 1, 28, 28]`."""
-        parts = [self.net(from_pixels(part)) for part in pixels.split(500)]
+        parts = [self.net(from_uint8(part)) for part in pixels.split(500)]
         features, logits = (torch.cat(outputs) for outputs in zip(*parts, strict=True))
         return features.double(), logits.argmax(1)
 
@@ -167,7 +167,7 @@ def _train(net: CNN, images: Images) -> None:
     )
     net.train()
     for index in shown(batches, "training the classifier"):
-        _, logits = net(_shifted(from_pixels(images.pixels[index]), int(RECIPE["shift"])))
+        _, logits = net(_shifted(from_uint8(images.pixels[index]), int(RECIPE["shift"])))
         loss = F.cross_entropy(logits, images.labels[index])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -12,7 +12,7 @@ from PIL import Image
 from results import IMAGES
 
 import fastguide as fg
-from fastguide.common.images import to_pixels
+from fastguide.common.images import to_uint8
 
 COLUMNS, ZOOM, STEPS = 14, 2, 25
 GRIDS: dict[str, fg.Guidance] = {
@@ -29,7 +29,7 @@ def grid(model: fg.Model, guidance: fg.Guidance, path: Path) -> None:
     """Two rows of `COLUMNS` samples."""
     labels = torch.arange(COLUMNS) % len(model.class_names)
     rows = [
-        to_pixels(fg.sample(model, labels, one, steps=STEPS, seeds=range(COLUMNS)))
+        to_uint8(fg.sample(model, labels, one, steps=STEPS, seeds=range(COLUMNS)))
         for one in (None, guidance)
     ]
     pixels = torch.cat([torch.cat(list(row[:, 0]), 1) for row in rows])

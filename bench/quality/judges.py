@@ -22,7 +22,7 @@ from torch import Tensor
 
 import fastguide as fg
 from fastguide.checkpoint.models import read_description
-from fastguide.common.images import from_pixels
+from fastguide.common.images import from_uint8
 from fastguide.nets.diffuse import from_ratio, net_input
 from fastguide.training import Images, load_images
 
@@ -43,7 +43,7 @@ def accuracy(
     level = judge.process.at_ratio(float(ratio))
     alpha, sigma = (value.float() for value in from_ratio(judge.process, ratio))
     for pixels, labels in zip(images.pixels.split(BATCH), images.labels.split(BATCH), strict=True):
-        clean = from_pixels(pixels)
+        clean = from_uint8(pixels)
         x = alpha * clean + sigma * torch.randn(clean.shape, generator=generator)
         t = torch.full((len(x),), level.t)
         ratios = alpha.expand(len(x)), sigma.expand(len(x))

@@ -19,7 +19,7 @@ from torch import Tensor
 import fastguide as fg
 from fastguide.assets import bundled
 from fastguide.checkpoint.models import read_description
-from fastguide.common.images import to_pixels
+from fastguide.common.images import to_uint8
 from fastguide.training.data import Images, load_images
 
 DATA, CACHE = Path("/usr/share/datasets/fashion-mnist"), ROOT / "out"
@@ -153,7 +153,7 @@ def draw(
             began = time.perf_counter()
             images = sampler(part, range(seed + start, seed + stop), negative)
             seconds[i].append((time.perf_counter() - began) / (stop - start))
-            pixels[i].append(to_pixels(images))
+            pixels[i].append(to_uint8(images))
     return [(torch.cat(p), statistics.median(s)) for p, s in zip(pixels, seconds, strict=True)]
 
 

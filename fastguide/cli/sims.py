@@ -88,7 +88,7 @@ def own_samples(
 
     import fastguide as fg
     from fastguide.common.files import write_atomic
-    from fastguide.common.images import to_pixels
+    from fastguide.common.images import to_uint8
     from fastguide.training import Images
 
     sampler = fg.Sampler(model, steps=steps)
@@ -102,7 +102,7 @@ def own_samples(
             shard = load(path.read_bytes())["pixels"]
         else:
             cond = own if model.null is not None else None
-            shard = to_pixels(sampler(cond, numbers + seed))
+            shard = to_uint8(sampler(cond, numbers + seed))
             write_atomic(path, save({"pixels": shard.contiguous()}))
         pixels.append(shard)
         labels.append(own)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fastguide.common.files import write_atomic
 
+if TYPE_CHECKING:
+    from PIL import Image  # read where an image is made: importing it takes a while
 
-def to_pixels(images: Tensor) -> Tensor:
+
+def to_uint8(images: Tensor) -> Tensor:
     """Images in [-1, 1] to uint8, clipped."""
     return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def from_pixels(pixels: Tensor) -> Tensor:
+def from_uint8(pixels: Tensor) -> Tensor:
     """uint8 to fp32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1.0
 
@@ -27,7 +30,9 @@ def to_pil(image: Tensor) -> Image.Image:
     """One image `[C, H, W]` in [-1, 1], C of 1 or 3."""
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"image.shape is {tuple(image.shape)}, but it should be (1 or 3, H, W)")
-    pixels = to_pixels(image).permute(1, 2, 0).cpu().numpy()
+    from PIL import Image
+
+    pixels = to_uint8(image).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
@@ -35,6 +40,8 @@ def grid(
     images: Tensor, columns: int, captions: Sequence[str] = (), zoom: int = 1, gap: int = 2
 ) -> Image.Image:
     """`[N, C, H, W]` in rows of `columns`, each enlarged `zoom` times above its caption, if any."""
+    from PIL import Image, ImageDraw, ImageFont
+
     if columns < 1 or zoom < 1:
         raise ValueError(f"columns, zoom are {columns}, {zoom}, but they should be 1 or more")
     if captions and len(captions) != len(images):

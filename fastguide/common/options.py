@@ -4,6 +4,8 @@ configured.
 
 from __future__ import annotations
 
+import copy
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -46,9 +48,24 @@ class Configured(Generic[Result]):
         """Call the function with the bound options."""
         return self.function(*arguments, **self.options)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # by name: where it is found stands the configured function, not the function itself
+        if "<" in self.function.__qualname__:
+            raise TypeError(f"{self.name} cannot be pickled, as no module has it by its name")
+        return _found, (self.function.__module__, self.function.__qualname__, dict(self.options))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Configured[Result]:
+        return Configured(self.function, copy.deepcopy(dict(self.options), memo))
+
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         return f"{self.name}({options})" if options else self.name
+
+
+def _found(module: str, name: str, options: Mapping[str, Any]) -> Configured[Any]:
+    """The configured function `name` of a module, with options."""
+    found = getattr(importlib.import_module(module), name)
+    return Configured(found.function if isinstance(found, Configured) else found, options)
 
 
 def by_name(kind: str, name: str, known: Mapping[str, Configured[Result]]) -> Configured[Result]:

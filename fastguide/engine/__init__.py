@@ -12,7 +12,9 @@ Planned once, on the host (who calls whom, from the top):
 
 Run, `run` calling those below it for each evaluation:
 
-    run         the loop: an evaluation, then one `ops.step`; `Inputs` and `Progress`
+    run         the loop: an evaluation, then one `ops.step`; `Inputs`
+      watch       what looks at a run between evaluations: callbacks, `Progress`, `STOP`
+        known       what is known of the images, put back after every update
       evaluate    the deltas of a pattern and their weights: what `ops.step` combines
         predict     the passes: the network's times and conditions, other networks, degraded inputs
           rows        a program's stages on batches of rows: forks, joins, routing

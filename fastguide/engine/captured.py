@@ -11,14 +11,14 @@ from torch import Tensor
 from fastguide.engine.graph import Graphs, Work, whole
 from fastguide.engine.passes import Passes
 from fastguide.engine.pattern import Pattern
-from fastguide.engine.plan import PREVIEW, Plan
-from fastguide.engine.run import Inputs, Progress, run
+from fastguide.engine.plan import Plan
+from fastguide.engine.run import Inputs, run
 from fastguide.engine.static import Rebuild, as_tree
 from fastguide.engine.steps import Steps
 from fastguide.engine.structure import structure
+from fastguide.engine.watch import Watch
 
 Way = Literal["whole", "steps"]
-Callback = Callable[[Progress], None]
 
 
 class Settings(NamedTuple):
@@ -38,13 +38,13 @@ def run_captured(
     settings: Settings,
     drawn: Callable[[Any], Any],
     padded: int = 0,
-    callback: Callback | None = None,
+    watch: Watch | None = None,
     mode: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `run` returns, from graphs; the arguments are its own and those of `as_tree`.
 
     Args:
-        callback: only where the way is "steps".
+        watch: only where the way is "steps".
         mode: of the rows; with the plan's structure, what tells one capture from another.
     """
     batch = len(inputs.seeds)
@@ -57,7 +57,6 @@ def run_captured(
         steps = Steps(own, passes, fixed, *settings)
         return Work(steps.parts, steps.drive, steps.ready)
 
-    watch = None if callback is None else _watch(callback, plan, batch)
     key = (way, mode, settings, structure(plan, settings.dtype))
     samples, first_bad, bad_gradient = graphs(key, tree, make, watch)
     return samples[:batch], first_bad[:batch], bad_gradient
@@ -68,17 +67,3 @@ def _whole(
 ) -> tuple[Tensor, Tensor, Tensor]:
     plan, inputs = rebuild(given)  # within the capture: what it makes is part of the graph
     return run(plan, passes, inputs, *settings)
-
-
-def _watch(callback: Callback, plan: Plan, batch: int) -> Callable[[int, Tensor], None]:
-    """Shows the first `batch` samples after each evaluation."""
-    numbers = {e: n for n, e in enumerate((e for e, r in enumerate(plan.rows) if r.at), 1)}
-    preview = plan.slots.index(PREVIEW)
-
-    def watch(e: int, state: Tensor) -> None:
-        at = plan.rows[e].at
-        if at is not None:
-            x, denoised = state[0][:batch], state[preview][:batch]
-            callback(Progress(numbers[e], plan.evaluations, at, x, denoised))
-
-    return watch

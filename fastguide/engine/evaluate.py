@@ -25,8 +25,9 @@ VARIANCE = Branch("cond", head=1)  # the second part of the output, whatever it 
 
 @dataclass(frozen=True)
 class Combination:
-    """What one evaluation gives to `ops.step`: its arguments of these names; and the `shift` of the
-    mean of the update's noise, in units of its variance.
+    """What one evaluation gives to `ops.step`: its arguments of these names; the `shift` of the
+    mean of the update's noise, in units of its variance; and `after`, what is added to the denoised
+    image when it has been clamped.
     """
 
     branches: list[Tensor]
@@ -36,6 +37,7 @@ class Combination:
     factored: int = 0
     variance: Tensor | None = None
     shift: Tensor | None = None
+    after: Tensor | None = None
 
 
 EMPTY = Combination([])
@@ -115,13 +117,16 @@ class Evaluate:
         parts = self.predict(at, pattern, x, state, graph)
         weights = _planned(at, pattern)
         positive = parts[POSITIVE]
-        branches, deltas, factored, shift = [positive], 0, 0, None
+        branches, deltas, factored, shift, after = [positive], 0, 0, None, None
         for k, branch in enumerate(pattern.branches[1:], 1):
             weight = weights[:, 1 + k].view(-1, *[1] * (state.ndim - 1))
             tensor, given = self._delta(at, pattern, branch, weight, parts, x, state, graph)
             if branch.potential is not None and branch.potential.mean:
                 shift = weight * tensor if shift is None else shift + weight * tensor
                 continue
+            if branch.channels:
+                tensor = _only(branch.channels, _delta(positive, tensor, given))
+                given = True
             if branch.high_pass is not None:
                 fine = high_pass(_delta(positive, tensor, given), branch.high_pass.levels)
                 tensor, given = fine, True
@@ -135,6 +140,13 @@ class Evaluate:
                 delta = _delta(positive, tensor, given)
                 tensor = self._moving(branch, row, weight, delta, how)
                 given, how = True, None
+            if at.row.after and branch.leads:
+                if how is not None:
+                    assert self.predict.factor is not None
+                    tensor = self.predict.factor * tensor
+                moved = weight * row[Column.OF_PREDICTION] * tensor
+                after = moved if after is None else after + moved
+                continue
             deltas |= given << len(branches)
             factored |= (how is not None) << len(branches)
             branches.append(tensor)
@@ -143,7 +155,8 @@ class Evaluate:
         factor = self.predict.factor if factored else None
         self._weigh(at, pattern, weights, branches, deltas, factor, factored, state)
         variance = parts.get(VARIANCE)
-        return Combination(branches, self.weights, deltas, factor, factored, variance, shift)
+        settings = (deltas, factor, factored, variance)
+        return Combination(branches, self.weights, *settings, shift, after)
 
     def _delta(
         self,
@@ -260,6 +273,14 @@ def _planned(at: At, pattern: Pattern) -> Tensor:
     assert planned is not None
     columns = [1 + planned.branches.index(branch) for branch in pattern.branches]
     return torch.stack([at.weights[:, column] for column in (0, *columns)], dim=1)
+
+
+def _only(channels: tuple[int, ...], delta: Tensor) -> Tensor:
+    """The delta with other channels 0."""
+    kept = torch.zeros_like(delta)
+    for channel in channels:
+        kept[:, channel] = delta[:, channel]
+    return kept
 
 
 def _delta(positive: Tensor, tensor: Tensor, given: bool) -> Tensor:

@@ -28,9 +28,11 @@ def negatives(totals: dict[Branch, Tensor]) -> dict[Branch, Tensor]:
 
 def ordered(totals: dict[Branch, Tensor], needed: bool) -> dict[Branch, Tensor]:
     """The clean predictions of the network itself first, where they are `needed` the negative ones
-    before all. What moves the noise comes last.
+    before all. What moves the noise comes last, and before it what moves the image, if need be
+    after a clamp.
     """
-    last = {b: w for b, w in totals.items() if b.potential is not None and b.potential.mean}
+    last = {b: w for b, w in totals.items() if b.leads}
+    last |= {b: w for b, w in totals.items() if b.potential is not None and b.potential.mean}
     first = {branch: w for branch, w in totals.items() if needed and is_negative(branch)}
     plain = {branch: w for branch, w in totals.items() if is_plain(branch)}
     others = {branch: w for branch, w in totals.items() if branch not in last}

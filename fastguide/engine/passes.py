@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.program import Program, RowMode, make_program
@@ -45,10 +45,25 @@ class Conditions:
         fixed = {net: tree_map(of_leaf, dict(values)) for net, values in self.fixed.items()}
         return Conditions(fixed, self.drawn, tree_map(of_leaf, self.target))
 
+    @cached_property
+    def joinable(self) -> bool:
+        """Whether the conditions of each network can lie along one batch: not where prompts have
+        different lengths.
+        """
+        for values in self.fixed.values():
+            forms = [tree_flatten(value) for value in values.values() if value is not None]
+            if len({(str(form), tuple(map(_sides, leaves))) for leaves, form in forms}) > 1:
+                return False
+        return True
+
     def undrawn(self) -> Conditions:
         """Those with the call's own condition wherever one would be drawn."""
         own = self.fixed[None].get("cond")
         return self if self.drawn is None else replace(self, drawn=lambda _: own)
+
+
+def _sides(leaf: Any) -> object:
+    return leaf.shape[1:] if isinstance(leaf, Tensor) else None
 
 
 @dataclass(frozen=True, eq=False)

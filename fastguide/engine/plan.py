@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from fastguide.staging.perturbation import Layers
 
 PREVIEW = "preview"
 HOST: Any = {"dtype": torch.float64, "device": "cpu"}  # whatever the process's defaults are
+Start = Literal["noise", "image", "inverse"]
 
 
 class Fact(IntEnum):
@@ -51,7 +52,7 @@ class Row:
 
     `reads` and `writes` are bit masks over the slots; `draws` says that it adds noise, `learned`
     that the noise is scaled by the network's variance; `extra` is the image it reads beside the
-    denoised one.
+    denoised one; `after` says that the image is clamped, and that gradients move it after that.
     """
 
     at: Level | None
@@ -62,6 +63,7 @@ class Row:
     learned: bool
     extra: Extra
     input_scale: float
+    after: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Plan:
         facts: `[E, 6]`: of the level; the columns are `Fact`.
         index: `[E]` int64: 0 ... E - 1, for the kernels.
         batch: the number of samples, where the guidance holds one value per sample.
+        levels, start: of the run.
         threshold: bounds the denoised image per sample, or None.
     """
 
@@ -112,7 +115,20 @@ class Plan:
     facts: Tensor
     index: Tensor
     batch: int | None
+    levels: Levels
+    start: Start = "noise"
     threshold: DynamicThreshold | None = None
+
+    @property
+    def from_image(self) -> bool:
+        """Whether the run starts from an image that it is given."""
+        return self.start != "noise"
+
+    def level_after(self, e: int) -> Level | None:
+        """Where x is after row `e`: where it is evaluated next. None where it is moved before."""
+        if e + 1 < len(self.rows):
+            return self.rows[e + 1].at
+        return self.levels.points[-1]
 
     def at(self, e: int) -> At:
         """Row `e`, in views that are made once: indexing a tensor costs the host more than all of
@@ -168,6 +184,7 @@ def make_plan(
     guidance: Guidance | None = None,
     clamp: tuple[float, float] | DynamicThreshold | None = None,
     preview: bool = False,
+    start: Start = "noise",
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     choose: Callable[[Layers], tuple[str, ...]] = no_layers,
@@ -178,6 +195,8 @@ def make_plan(
         choose: the names of the network's layers that a perturbation names.
         clamp: bounds of the denoised image, or how to find them for each sample.
         preview: keep the denoised image of each evaluation in a slot named "preview".
+        start: what x is first: "noise"; the noised "image" that the run is given; or for "inverse"
+            that image as it is, scaled to the first of the rising levels.
         dtype: of the tensors; the kernels take fp32, `fastguide.reference` fp64 too.
 
     Raises:
@@ -186,8 +205,7 @@ def make_plan(
     """
     updates = list(solver.run(levels))
     visited = [update.at for update in updates if update.at is not None]
-    start = _start_std(levels, next(update.at for update in updates if update.at is not None))
-    updates = [Update(at=None, x={"noise": start}), *updates]
+    updates = [Update(at=None, x=_start(levels, start)), *updates]
     if preview:
         updates = [
             u if u.at is None else replace(u, keep={**u.keep, PREVIEW: {"denoised": 1.0}})
@@ -241,6 +259,7 @@ def make_plan(
                 learned=update.spread != 0.0,
                 extra=extras[e],
                 input_scale=following,
+                after=clamp is not None and _led(pattern),
             )
         )
         written |= set(maps)
@@ -257,6 +276,8 @@ def make_plan(
         index=torch.arange(len(updates), device=device),
         batch=batch,
         threshold=threshold,
+        levels=levels,
+        start=start,
     )
 
 
@@ -282,11 +303,26 @@ def _check_noise(solver: Solver, rows: list[Row]) -> None:
         )
 
 
-def _start_std(levels: Levels, first: Level) -> float:
+def _led(pattern: Pattern | None) -> bool:
+    return pattern is not None and any(branch.leads for branch in pattern.branches)
+
+
+def _start(levels: Levels, start: Start) -> dict[str, float]:
+    """x at the first level; where churn raises that, the solver does so from there."""
+    first = levels.points[0]
+    if start == "image":
+        return {"x": first.alpha, "noise": first.sigma}
+    if start == "inverse":
+        return {"x": first.alpha}  # in x / alpha the probability flow leaves the data unmoved
+    return {"noise": start_std(levels)}
+
+
+def start_std(levels: Levels) -> float:
+    """What the start's noise is multiplied by."""
     if levels.start is not None:
         return levels.start
     # the marginal's own size: VP keeps the variance of normalised data, the others add to it
-    return 1.0 if isinstance(levels.process, VP) else first.sigma
+    return 1.0 if isinstance(levels.process, VP) else levels.points[0].sigma
 
 
 def _column(source: str, slots: tuple[str, ...]) -> int:

@@ -189,7 +189,16 @@ def _forked(state: Any, sources: tuple[int, ...], batch: int) -> Any:
 def _joined(conds: list[Any]) -> Any:
     if len(conds) == 1 or conds[0] is None:
         return conds[0]
-    return tree_map(lambda *parts: torch.cat(parts), *conds)
+    return tree_map(_cat, *conds)
+
+
+def _cat(*parts: Tensor) -> Tensor:
+    if len({part.shape[1:] for part in parts}) > 1:  # rows that meet: others run by themselves
+        raise ValueError(
+            f"conditions have the shapes {', '.join(str(tuple(p.shape)) for p in parts)}, but rows "
+            "that attend to each other, as NAG's do, need equal ones"
+        )
+    return torch.cat(parts)
 
 
 def _first(cond: Any, blocks: int, of: int) -> Any:

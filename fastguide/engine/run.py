@@ -3,7 +3,7 @@ for the device, and nothing in it is allocated but what the network allocates.""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,26 +15,8 @@ from fastguide.engine.passes import Conditions, Passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import PREVIEW, At, Plan, Row
 from fastguide.engine.predict import Predict
-from fastguide.ops.table import Column, matrix
-from fastguide.process import Level
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a callback sees after an evaluation; the tensors are views, valid until the next one.
-
-    Args:
-        evaluation: 1 ... evaluations.
-        at: the level of the evaluation.
-        x: fp32 `[B, *shape]`, after the update.
-        denoised: fp32 `[B, *shape]`, the guided denoised image of this evaluation.
-    """
-
-    evaluation: int
-    evaluations: int
-    at: Level
-    x: Tensor
-    denoised: Tensor
+from fastguide.engine.watch import Watch
+from fastguide.ops.table import Column, Extra, matrix
 
 
 @dataclass(frozen=True)
@@ -46,12 +28,14 @@ class Inputs:
         seeds: int64 `[B]`.
         noise: fp32 `[B, *shape]` for the start, or None: drawn from the seeds.
         step_noise: fp32 `[B, *shape]` for each update that draws, in order, or None.
+        init: fp32 `[B, *shape]`, the image that a plan `from_image` starts from.
     """
 
     conditions: Conditions
     seeds: Tensor
     noise: Tensor | None = None
     step_noise: Sequence[Tensor] | None = None
+    init: Tensor | None = None
 
 
 def run(
@@ -61,23 +45,24 @@ def run(
     shape: tuple[int, ...],
     dtype: torch.dtype,
     outputs: int = 1,
-    callback: Callable[[Progress], None] | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sample; `outputs` is how many times `shape[0]` channels the network returns (heads, or a
     prediction and its variance).
 
-    Returns x fp32 `[B, *shape]` and int32 `[B]`, the row at which each sample became
-    non-finite (the number of rows where none did), and as a scalar the row at which the gradient of
-    a potential did.
+    Returns x fp32 `[B, *shape]`, or where `watch` ended the run the denoised image; int32 `[B]`,
+    the row at which each sample became non-finite (the number of rows where none did); and as a
+    scalar the row at which the gradient of a potential did.
 
     Raises:
         ValueError: the network returns a wrong shape or dtype.
     """
     batch = inputs.seeds.shape[0]
     state, buffer, first_bad = buffers(plan, passes, inputs.seeds, shape, dtype)
+    if inputs.init is not None:
+        state[0].copy_(inputs.init)
     evaluate = Evaluate(Predict(plan, passes, inputs.conditions, inputs.seeds, dtype, outputs))
     given = iter(inputs.step_noise or ())
-    evaluation = 0
     pattern: Pattern | None = None
     for e, row in enumerate(plan.rows):
         combined = EMPTY
@@ -94,10 +79,11 @@ def run(
         if row.draws:
             noise = inputs.noise if e == 0 else next(given, None) if inputs.step_noise else None
         update(plan, plan.at(e), state, combined, first_bad, inputs.seeds, noise, net_input)
-        if callback is not None and row.at is not None:
-            evaluation += 1
-            denoised = state[plan.slots.index(PREVIEW)]
-            callback(Progress(evaluation, plan.evaluations, row.at, state[0], denoised))
+        if watch is not None:
+            if watch(e, state):
+                return state[plan.slots.index(PREVIEW)], first_bad, evaluate.bad_gradient
+            if net_input is not None:
+                renew(plan.at(e), state[0], net_input)
     return state[0], first_bad, evaluate.bad_gradient
 
 
@@ -162,6 +148,23 @@ def update(
         factor=combined.factor,
         factored=combined.factored,
     )
+    if combined.after is not None:
+        _move(plan, at, state, combined.after, first_bad)
+        if net_input is not None:
+            renew(at, state[0], net_input)
+
+
+def _move(plan: Plan, at: At, state: Tensor, by: Tensor, first_bad: Tensor) -> None:
+    """Make the slots what they were if the denoised image had been moved after it was clamped."""
+    images = matrix(at.table)[:, len(plan.slots)]
+    if at.row.extra == Extra.UNCLAMPED:
+        images = images + matrix(at.table)[:, len(plan.slots) + 2]
+    for slot in range(len(plan.slots)):
+        if at.row.writes >> slot & 1:
+            state[slot].add_(images[slot] * by)
+    finite = state[0].flatten(1).isfinite().all(1)
+    worse = torch.minimum(first_bad, at.index.to(first_bad.dtype))
+    first_bad.copy_(torch.where(finite, first_bad, worse))
 
 
 def _shifted(
@@ -179,6 +182,12 @@ def _shifted(
         std = std * (row[Column.SPREAD] * variance.float()).exp()
     drawn = ops.noise(seeds, shift.shape[1:], at.number) if noise is None else noise
     return (drawn + std * shift).contiguous()
+
+
+def renew(at: At, x: Tensor, net_input: Tensor) -> None:
+    """Make the network's next input anew from x, which changed after the row's update."""
+    copies = net_input.shape[0] // x.shape[0]
+    net_input.view(copies, *x.shape).copy_(at.table[Column.INPUT_SCALE] * x)
 
 
 def aliases(before: Row, passes: Passes, dtype: torch.dtype) -> bool:

@@ -34,6 +34,7 @@ def as_tree(
         "target": conditions.target,
         "seeds": inputs.seeds,
         "noise": inputs.noise,
+        "init": inputs.init,
         "step_noise": None if inputs.step_noise is None else list(inputs.step_noise),
     }
     tree = {
@@ -47,7 +48,7 @@ def as_tree(
         fixed = dict(zip(nets, tree["conds"], strict=True))
         bound = Conditions(fixed, drawn(fixed[None]["cond"]), tree["target"])
         numbers = {name: tree[name] for name in (*NUMBERS, "weights", "nag")}
-        given = Inputs(bound, tree["seeds"], tree["noise"], tree["step_noise"])
+        given = Inputs(bound, tree["seeds"], tree["noise"], tree["step_noise"], tree["init"])
         return replace(plan, **numbers), given
 
     return tree, rebuild

@@ -20,12 +20,11 @@ from fastguide.engine.evaluate import EMPTY, Evaluate, Kept
 from fastguide.engine.latch import Latches, ending
 from fastguide.engine.passes import Passes
 from fastguide.engine.pattern import Pattern
-from fastguide.engine.plan import At, Fact, Plan, Row
+from fastguide.engine.plan import PREVIEW, At, Fact, Plan, Row
 from fastguide.engine.predict import Predict, time_tables
-from fastguide.engine.run import Inputs, aliases, buffers, update
+from fastguide.engine.run import Inputs, aliases, buffers, renew, update
+from fastguide.engine.watch import Watch
 from fastguide.guidance.base import POSITIVE, Branch
-
-Watch = Callable[[int, Tensor], None]  # the row's index and the slots, after its update
 
 
 class Kind(NamedTuple):
@@ -108,7 +107,13 @@ class Steps:
             for branch, off in self.offs:
                 latches.show(branch, off)
             if watch is not None:
-                watch(e, self.state)
+                if watch(e, self.state):
+                    x = self.state[self.plan.slots.index(PREVIEW)]
+                    return x, self.first_bad, self.kept["bad_gradient", POSITIVE, ""]
+                copies = self.kinds[self.names[e, ends, next_ends]].copies
+                if copies:
+                    net_input = self.buffer[: copies * self.state.shape[1]]
+                    renew(self.plan.at(e), self.state[0], net_input)
             ends = next_ends
         return self.state[0], self.first_bad, self.kept["bad_gradient", POSITIVE, ""]
 
@@ -176,6 +181,8 @@ class Steps:
 
     def _reset(self) -> None:
         """The start of a run."""
+        if self.inputs.init is not None:
+            self.state[0].copy_(self.inputs.init)
         self.counter.zero_()
         self.numbers.copy_(self._numbers())
         for net, table in time_tables(self.plan, self.passes).items():

@@ -23,6 +23,7 @@ def structure(plan: Plan, dtype: torch.dtype) -> Hashable:
     return (
         plan.slots,
         plan.threshold,
+        plan.start,
         tuple(
             (
                 None if row.pattern is None else _form(row.pattern, numbers),
@@ -31,6 +32,7 @@ def structure(plan: Plan, dtype: torch.dtype) -> Hashable:
                 row.draws,
                 row.learned,
                 row.extra,
+                row.after,
                 row.input_scale == 1.0 and dtype == torch.float32,
             )
             for row in plan.rows

@@ -20,8 +20,9 @@ from fastguide.model import Model
 from fastguide.process import Level
 from fastguide.staging.perturbation import Degraded, Layers, Perturbation
 
-Amount = float | Schedule | Callable[[Level], float] | Tensor
-Factor = Schedule | Callable[[Level], float] | None
+Amount = float | Schedule | Callable[[Level], float] | Sequence[float] | Tensor
+Factor = Schedule | Callable[[Level], float] | Sequence[float] | None
+OFF = 1e-6  # a scale this near to 1 is off: what rounding leaves of an interpolated one
 Condition = Literal["cond", "negative", "random"]
 
 
@@ -55,9 +56,9 @@ class Branch:
     the input, after the first pass; with `moved` the input is moved by a constant; `net` is another
     network. With a `potential` there is no other prediction: the delta is its gradient.
 
-    The delta is computed at each `every`-th evaluation and held between; then `high_pass` keeps its
-    fine scales, `rectified` multiplies it, `projection` and the `rescales`, inner ones first, set
-    its weight.
+    The delta is computed at each `every`-th evaluation and held between; then only its `channels`
+    are kept, where there are any, `high_pass` keeps its fine scales, `rectified` multiplies it,
+    `projection` and the `rescales`, inner ones first, set its weight.
     """
 
     cond: Condition = "cond"
@@ -69,6 +70,7 @@ class Branch:
     net: Other | None = None
     potential: Potential | None = None
     every: int = 1
+    channels: tuple[int, ...] = ()
     high_pass: HighPass | None = None
     rectified: Rectified | None = None
     projection: Projection | None = None
@@ -77,7 +79,8 @@ class Branch:
     @cached_property
     def delta(self) -> Branch:
         """The delta as it comes, before anything is done to it."""
-        return replace(self, high_pass=None, rectified=None, projection=None, rescales=())
+        plain = replace(self, high_pass=None, rectified=None, projection=None, rescales=())
+        return replace(plain, channels=())
 
     @cached_property
     def prediction(self) -> Branch:
@@ -94,7 +97,16 @@ class Branch:
         """Whether the delta is not simply the difference of two predictions."""
         chained = self.rectified is not None and self.rectified.mode == "chain"
         moving = self.projection is not None and self.projection.momentum != 0.0
-        return self.potential is not None or self.high_pass is not None or chained or moving
+        cut = self.high_pass is not None or bool(self.channels)
+        return self.potential is not None or cut or chained or moving
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is a gradient that moves the denoised image and whose weight is its own: where
+        images are clamped, it moves the clamped one.
+        """
+        moves = self.potential is not None and not self.potential.mean
+        return moves and self.projection is None and not self.rescales
 
     def with_head(self, head: int) -> Branch:
         """Another head of the same rows."""
@@ -114,7 +126,8 @@ class Term:
     """`weight (p_0 - p_branch)`, with weight = sign * (amount - off) * schedule.
 
     Args:
-        amount: a number, a schedule of numbers, or one number per sample `[B]`.
+        amount: a number, a schedule of numbers, a list of one per step, or a tensor of one per
+            sample `[B]`.
         off: the amount that means off: 1 for a `scale`, 0 for a `weight`.
         name: how the user called the amount, for errors.
         sign: 1 or -1.
@@ -129,7 +142,10 @@ class Term:
 
     def __post_init__(self) -> None:
         check_int("every", self.branch.every)
-        if self.schedule is not None and not is_schedule(self.schedule):
+        if isinstance(self.schedule, (list, tuple)):
+            for value in self.schedule:
+                check_number("a value of schedule", value)
+        elif self.schedule is not None and not is_schedule(self.schedule):
             raise TypeError(
                 f"schedule is {shown(self.schedule)}, but it should be a schedule such as "
                 "interval(0.3, 2.9), or a function of a Level"
@@ -144,6 +160,9 @@ class Term:
                 raise ValueError(f"{self.name} is empty, but it should hold one value per sample")
             if not bool(torch.isfinite(self.amount).all()):
                 raise ValueError(f"{self.name} is {self.amount}, but it should be finite")
+        elif isinstance(self.amount, (list, tuple)):
+            for value in self.amount:
+                check_number(f"a value of {self.name}", value)
         elif isinstance(self.amount, bool) or not (
             isinstance(self.amount, Real) or is_schedule(self.amount)
         ):
@@ -174,6 +193,8 @@ class Term:
             amounts = torch.tensor(
                 values_of(schedule, levels), dtype=torch.float64, device="cpu"
             ).unsqueeze(1)
+        if self.off == 1.0:
+            amounts = torch.where((amounts - 1.0).abs() <= OFF, 1.0, amounts)
         factors = [1.0] * len(levels) if self.schedule is None else values_of(self.schedule, levels)
         column = self.sign * torch.tensor(factors, dtype=torch.float64, device="cpu").unsqueeze(1)
         weights = (amounts - self.off) * column
@@ -269,6 +290,15 @@ _SAID = {
     "rescales": "rescale",
 }
 _ORDER = tuple(_SAID)
+
+
+def as_channels(channels: Sequence[int]) -> tuple[int, ...]:
+    """The channels as a branch has them, each once, rising."""
+    chosen = tuple(sorted(channels))
+    bad = [c for c in chosen if isinstance(c, bool) or not isinstance(c, int) or c < 0]
+    if bad or len(set(chosen)) != len(chosen):
+        raise ValueError(f"channels is {channels!r}, but it should be different integers from 0 on")
+    return chosen
 
 
 def check_guidance(name: str, guidance: Guidance) -> None:

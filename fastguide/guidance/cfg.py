@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Term
+from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Term, as_channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,16 +18,18 @@ class CFG(Guidance):
         scale: 1 is off. A number, a schedule of scales, or one scale per sample `[B]`.
         schedule: factor on `scale - 1`, e.g. `interval(0.3, 2.9)`; at 0 the second row is not run.
         every: the delta is computed at each `every`-th evaluation and held between.
+        channels: which channels are guided, all by default: `range(3)` of four in DiT's and REG's
+            published numbers.
     """
 
     scale: Amount
     schedule: Factor = None
     every: int = 1
+    channels: Sequence[int] = ()
 
     def terms(self) -> tuple[Term, ...]:
-        return (
-            Term(Branch("negative", every=self.every), self.scale, 1.0, "scale", self.schedule),
-        )
+        branch = Branch("negative", every=self.every, channels=as_channels(self.channels))
+        return (Term(branch, self.scale, 1.0, "scale", self.schedule),)
 
 
 @dataclass(frozen=True, eq=False)

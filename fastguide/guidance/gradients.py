@@ -3,6 +3,10 @@
 With g the gradient with respect to x, `eps + weight (-sigma g)` in every prediction and with every
 solver (Dhariwal and Nichol 2021, algorithm 2); where alpha is 0, and x holds nothing of an image,
 nothing is added. weight 0 is off. No condition of the network is needed.
+
+Where the denoised image is clamped, it is clamped first and led then, and not clamped again, as in
+ADM: what the noise is re-derived from is the led image. (Within APG and the like, or `rescale`, a
+gradient counts as any delta, and the clamp comes last.)
 """
 
 from __future__ import annotations

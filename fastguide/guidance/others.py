@@ -4,11 +4,12 @@ TSG. With `every=k` the delta is computed at each k-th evaluation and held betwe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastguide.common.checks import check_number
-from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Other, Term
+from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Other, Term, as_channels
 from fastguide.model import Model
 from fastguide.staging.perturbation import NoisyTime, TimedLayers, as_layers
 
@@ -23,15 +24,18 @@ class AutoGuidance(Guidance):
     Args:
         weak: any model of the same process, prediction and shape.
         scale: 1 is off. Published: 1.7 to 2.85.
+        channels: which channels are guided, all by default.
     """
 
     weak: Model
     scale: Amount
     schedule: Factor = None
     every: int = 1
+    channels: Sequence[int] = ()
 
     def terms(self) -> tuple[Term, ...]:
-        branch = Branch(net=Other.of("weak", self.weak), every=self.every)
+        channels = as_channels(self.channels)
+        branch = Branch(net=Other.of("weak", self.weak), every=self.every, channels=channels)
         return (Term(branch, self.scale, 1.0, "scale", self.schedule),)
 
 

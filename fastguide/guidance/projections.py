@@ -63,7 +63,8 @@ class APG(Guidance):
 
     With `eta` 1, `radius` inf and `momentum` 0 it is the guidance itself. Published, scale and
     radius and momentum, with eta 0: SDXL 15, 15, -0.5; SD 2.1 10, 7.5, -0.75; DiT 4, 5, -0.5;
-    EDM2-S 4, 2.5, -0.75.
+    EDM2-S 4, 2.5, -0.75. So radius and momentum belong to a network, and have no default of their
+    own but off; eta has the published one.
 
     Args:
         guidance: a guidance, such as CFG(4.0), or a sum.
@@ -118,8 +119,10 @@ class CFGZeroStar(Guidance):
     `s u + scale (c - s u)`; and in the first `zero_steps` evaluations the velocity is 0.
 
     Args:
-        zero_steps: 1 as published, 4 % of a long run; more than 0 only for networks that predict a
-            velocity ("flow").
+        zero_steps: how many evaluations (of a solver with one a step: steps) have the velocity 0.
+            As published 1, or 4 % of a long run. (Its authors' code names the last of them, so its
+            default 0 is 1 here.) The default here is none, as a network that predicts no velocity
+            ("flow") has none to set to 0: more is an error there.
     """
 
     guidance: Guidance

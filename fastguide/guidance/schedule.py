@@ -14,7 +14,8 @@ from typing import Literal, Protocol, get_args
 from fastguide.common.checks import check_name, check_number, shown
 from fastguide.process import Level
 
-Over = Literal["t", "sigma"]
+Over = Literal["t", "sigma", "step"]
+CLOSE = 1e-6  # relative: levels that were rounded to fp32 on their way are off by 6e-8
 
 
 class Schedule(Protocol):
@@ -23,24 +24,49 @@ class Schedule(Protocol):
     def values(self, levels: Sequence[Level]) -> list[float]: ...
 
 
-def _position(level: Level, over: Over) -> float:
-    return level.t if over == "t" else level.ratio
+def _positions(levels: Sequence[Level], over: Over) -> list[float]:
+    """Where each evaluation lies: its t, its sigma / alpha, or the share of the steps before it."""
+    if over == "step":
+        return shares(levels)
+    return [level.t if over == "t" else level.ratio for level in levels]
+
+
+def shares(levels: Sequence[Level]) -> list[float]:
+    """i / N for an evaluation of step i = 0 ... N - 1: how many of all levels, each counted once,
+    are noisier. So an evaluation within a step lies between two steps.
+    """
+    falling = sorted({level.ratio for level in levels}, reverse=True)
+    return [falling.index(level.ratio) / len(falling) for level in levels]
 
 
 def _check_over(over: str) -> None:
     check_name("over", over, get_args(Over))
 
 
-def _progress(levels: Sequence[Level], over: Over) -> list[float]:
-    """0 at the first evaluation, 1 at the last, linear in t or sigma / alpha between."""
+def _check_span(span: tuple[float, float] | None) -> None:
+    if span is not None and (len(span) != 2 or span[0] == span[1] or not all(map(_finite, span))):
+        raise ValueError(f"span is {span}, but it should be two different finite numbers")
+
+
+def _finite(value: float) -> bool:
+    return math.isfinite(value)
+
+
+def _progress(
+    levels: Sequence[Level], over: Over, span: tuple[float, float] | None = None
+) -> list[float]:
+    """0 at the first evaluation, 1 at the last, linear in t, sigma / alpha or steps between; or 0
+    and 1 where those are the numbers of `span`.
+    """
     if over == "sigma" and math.isinf(levels[0].ratio):
         raise ValueError(
             "over is 'sigma', but the run starts at alpha 0, where sigma is inf; use 't'"
         )
-    first, last = _position(levels[0], over), _position(levels[-1], over)
+    positions = _positions(levels, over)
+    first, last = (positions[0], positions[-1]) if span is None else span
     if first == last:
         return [0.0] * len(levels)
-    return [(first - _position(level, over)) / (first - last) for level in levels]
+    return [(first - position) / (first - last) for position in positions]
 
 
 @dataclass(frozen=True)
@@ -58,43 +84,58 @@ class constant:
 
 @dataclass(frozen=True)
 class linear:
-    """From `start` at the first evaluation to `end` at the last, linear in t (or sigma)."""
+    """From `start` at the first evaluation to `end` at the last, linear in t (or sigma, or steps).
+
+    `span` names the positions that have `start` and `end` instead. REG's code for DiT, asked for
+    (a, b), runs `linear(2 a - b, a, span=(1000, 0))`.
+    """
 
     start: float
     end: float
     over: Over = "t"
+    span: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         check_number("start", self.start)
         check_number("end", self.end)
         _check_over(self.over)
+        _check_span(self.span)
 
     def values(self, levels: Sequence[Level]) -> list[float]:
-        return [self.start + (self.end - self.start) * p for p in _progress(levels, self.over)]
+        progress = _progress(levels, self.over, self.span)
+        return [self.start + (self.end - self.start) * p for p in progress]
 
 
 @dataclass(frozen=True)
 class cosine:
     """`(1 - cos(pi p^power)) / 2`, p from 0 at the first evaluation to 1 at the last: power-cosine,
-    as in MDT (Gao et al. 2023) and REG (Gao et al. 2025). No guidance first, all of it last."""
+    as in MDT (Gao et al. 2023) and REG (Gao et al. 2025). No guidance first, all of it last.
+
+    `span` names the positions where p is 0 and 1 instead: (1000, 0) in MDT's and REG's code for
+    DiT, `over="sigma", span=(sigma_max, 0)` in REG's for EDM.
+    """
 
     power: float = 1.0
     over: Over = "t"
+    span: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         _check_over(self.over)
         check_number("power", self.power, 0.0, open_=True)
+        _check_span(self.span)
 
     def values(self, levels: Sequence[Level]) -> list[float]:
-        progress = _progress(levels, self.over)
+        progress = [max(p, 0.0) for p in _progress(levels, self.over, self.span)]
         return [0.5 * (1.0 - math.cos(math.pi * p**self.power)) for p in progress]
 
 
 @dataclass(frozen=True)
 class interval:
-    """1 where `low <= sigma <= high` (or t), else 0 (Kynkaanniemi et al. 2024).
+    """1 where `low <= sigma <= high` (or t, or the share of the steps), else 0 (Kynkaanniemi et al.
+    2024).
 
-    sigma is sigma / alpha, EDM's sigma. Outside, the negative rows are not computed at all.
+    sigma is sigma / alpha, EDM's sigma. Both ends belong to it, up to one part in 1e6, as levels
+    are rounded. Outside, the negative rows are not computed at all.
     """
 
     low: float
@@ -113,7 +154,8 @@ class interval:
             )
 
     def values(self, levels: Sequence[Level]) -> list[float]:
-        return [float(self.low <= _position(at, self.over) <= self.high) for at in levels]
+        low, high = self.low - CLOSE * abs(self.low), self.high + CLOSE * abs(self.high)
+        return [float(low <= position <= high) for position in _positions(levels, self.over)]
 
 
 def is_schedule(value: object) -> bool:
@@ -126,13 +168,17 @@ def is_schedule(value: object) -> bool:
 
 
 def values_of(
-    schedule: Schedule | Callable[[Level], float], levels: Sequence[Level]
+    schedule: Schedule | Callable[[Level], float] | Sequence[float], levels: Sequence[Level]
 ) -> list[float]:
-    """One value per level, from a schedule or from any function of a level.
+    """One value per level, from a schedule, from any function of a level, or from a list of one
+    value per step.
 
     Raises:
-        TypeError, ValueError: it gives something else than a number for each.
+        TypeError, ValueError: it gives something else than a number for each, or the list has
+            another length.
     """
+    if isinstance(schedule, (list, tuple)):
+        return _listed(schedule, levels)
     given = getattr(schedule, "values", None)
     found = [schedule(at) for at in levels] if given is None else list(given(levels))  # type: ignore[operator]
     if len(found) != len(levels):
@@ -149,3 +195,13 @@ def values_of(
         if not math.isfinite(number):
             raise ValueError(f"schedule gives {shown(value)} at {level}, which is not finite")
     return [float(value) for value in found]
+
+
+def _listed(given: Sequence[float], levels: Sequence[Level]) -> list[float]:
+    count = len({level.ratio for level in levels})
+    if not given or count % len(given):  # evaluations within a step have levels of their own
+        raise ValueError(
+            f"a schedule has {len(given)} values, but the run evaluates at {count} levels: one "
+            "value a step"
+        )
+    return [float(given[int(share * len(given) + 1e-9)]) for share in shares(levels)]

@@ -24,8 +24,8 @@ def position_embedding(grid: tuple[int, int], width: int, device: torch.device) 
     rates = torch.exp(
         torch.arange(quarter, device=device, dtype=torch.float32) * (-math.log(10000.0) / quarter)
     )
-    rows = torch.arange(grid[0], device=device).unsqueeze(1) * rates
-    columns = torch.arange(grid[1], device=device).unsqueeze(1) * rates
+    rows = torch.arange(grid[0], device=device, dtype=torch.float32).unsqueeze(1) * rates
+    columns = torch.arange(grid[1], device=device, dtype=torch.float32).unsqueeze(1) * rates
     rows = torch.cat([rows.sin(), rows.cos()], 1).unsqueeze(1).expand(*grid, -1)
     columns = torch.cat([columns.sin(), columns.cos()], 1).unsqueeze(0).expand(*grid, -1)
     return torch.cat([rows, columns], 2).flatten(0, 1)

@@ -12,6 +12,9 @@ At each call:
 
     inputs        conditions and noise, checked and bound
       conditions    what a caller gives as conditions, as networks take them
+    known         images that a run starts from or that are partly known, checked
+      measurements  projections of images: grey, pooled
     running       eagerly or captured, counted and logged
+      inversion     the same upwards, from images to their noise
     finite        samples that are not finite are an error
 """

@@ -30,6 +30,11 @@ def named_conditions(model: Model, guidance: Guidance | None) -> set[str]:
         names.add("head" if term.branch.head else term.branch.cond)
         if term.branch.potential is not None and term.branch.potential.targets:
             names.add("target")
+        channels = term.branch.channels
+        if channels and channels[-1] >= model.shape[0]:
+            raise ValueError(
+                f"channels has {channels[-1]}, but the model has {model.shape[0]} channels"
+            )
         if term.branch.cond == "random":
             _check_random(model)
     if guidance is not None and guidance.inside():
@@ -60,8 +65,10 @@ def bind(
         raise ValueError(
             "negative is given, but the second head of this model takes no negative condition"
         )
-    if model.null is None and cond is None and "negative" in names and negative is None:
-        raise ValueError("guidance needs a negative condition, but model.null is None")
+    if model.null is None and "negative" in names and negative is None:
+        raise ValueError(
+            "negative is None, but the guidance needs a negative condition, as model.null is None"
+        )
     if model.null is None and "target" in names and isinstance(as_labels(cond), Tensor):
         cond = None  # the network takes none: it is the classifier's
     positive = _batched("cond", cond, model, batch, device)
@@ -173,7 +180,8 @@ def _tensor(value: Any) -> Tensor:
 
 
 def _repeat(leaf: Any, batch: int, device: torch.device) -> Tensor:
-    tensor = _tensor(leaf).to(device)
+    number = torch.float32 if isinstance(leaf, float) else None  # whatever torch's default is
+    tensor = _tensor(leaf).to(device, number)
     return tensor.expand(batch, *tensor.shape)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from fastguide.common.checks import shown
 from fastguide.common.options import Configured, by_name
+from fastguide.engine.plan import Start
 from fastguide.engine.threshold import DynamicThreshold
 from fastguide.guidance.base import Guidance
 from fastguide.model import Model
-from fastguide.process import Prediction
+from fastguide.process import Level, Prediction
 from fastguide.solvers import Solver, ddim, solver_by_name
 from fastguide.spacing import SPACINGS, Levels, make_levels
 
@@ -31,7 +32,7 @@ class Usual:
 
 @dataclass(frozen=True)
 class Course:
-    """The arguments of `fastguide.Sampler` with these names."""
+    """The arguments of `fastguide.Sampler` with these names; `upward` is its inversion."""
 
     guidance: Guidance | None
     solver: Solver | str | None
@@ -39,6 +40,15 @@ class Course:
     spacing: Configured[Levels] | str | None
     levels: Levels | None
     clamp: Clamp
+    strength: float | Level | None = None
+    upward: bool = False
+
+    @property
+    def start(self) -> Start:
+        """What x is before the first evaluation."""
+        if self.upward:
+            return "inverse"
+        return "noise" if self.strength is None else "image"
 
     def replaced(self, changes: Mapping[str, Any]) -> Course:
         """With some of them changed; `steps` or `spacing` take the place of levels.
@@ -46,7 +56,7 @@ class Course:
         Raises:
             TypeError: another name.
         """
-        names = [one.name for one in fields(self)]
+        names = [one.name for one in fields(self) if one.name != "upward"]
         for name in changes:
             if name not in names:
                 raise TypeError(f"{name} cannot be replaced; what can: {', '.join(names)}")
@@ -81,6 +91,10 @@ class Course:
             levels = usual.levels
         if levels is None:
             levels = make_levels(model.process, self.steps, spacing)
+        if self.strength is not None:
+            levels = levels.later(self.strength)
+        if self.upward:
+            levels = levels.upward()
         if solver is None:
             solver = ddim if usual is None else usual.solver
         clamp = bounds(self.clamp)

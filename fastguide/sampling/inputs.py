@@ -13,6 +13,7 @@ from fastguide.engine.passes import Conditions
 from fastguide.engine.run import Inputs
 from fastguide.guidance.base import Other
 from fastguide.sampling.conditions import bind, bind_other, bind_target
+from fastguide.sampling.known import as_init
 from fastguide.sampling.planning import Planned
 
 
@@ -23,6 +24,7 @@ def make_inputs(
     seeds: Tensor,
     noise: Tensor | None = None,
     step_noise: Sequence[Tensor] | None = None,
+    init: Tensor | None = None,
 ) -> Inputs:
     """The inputs of a run: `seeds` int64 `[B]` on its device, the rest as in a call of
     `fastguide.Sampler`, which says what is raised.
@@ -37,6 +39,7 @@ def make_inputs(
         seeds=seeds,
         noise=None if noise is None else _as_noise(planned, "noise", noise, batch),
         step_noise=None if step_noise is None else _as_noises(planned, step_noise, batch),
+        init=as_init(planned, init, batch),
     )
 
 

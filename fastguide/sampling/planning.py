@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, get_args
 
@@ -44,6 +44,11 @@ class Planned:
     def preview(self) -> Plan:
         """The plan that keeps the denoised image of each evaluation, for callbacks."""
         return _plan(self.setup, self.course, preview=True)
+
+    @cached_property
+    def upward(self) -> Planned:
+        """The same course from images to their noise."""
+        return make_ready(self.setup, replace(self.course, upward=True), None, self.nets)
 
     def drawn(self, own: Any) -> Callable[[Tensor], Any] | None:
         """The random condition beside the network's own, where the guidance has one."""
@@ -100,4 +105,10 @@ def make_ready(
 
 def _plan(setup: Setup, course: Course, preview: bool = False) -> Plan:
     arguments = course.plan_arguments(setup.model)
-    return make_plan(*arguments, preview=preview, device=setup.device, choose=setup.choose)
+    return make_plan(
+        *arguments,
+        preview=preview,
+        start=course.start,
+        device=setup.device,
+        choose=setup.choose,
+    )

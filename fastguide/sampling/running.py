@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fastguide.common.locks import ProcessLock
 from fastguide.common.log import log, logging_on
-from fastguide.engine.captured import Callback, Way, run_captured
+from fastguide.engine.captured import Way, run_captured
 from fastguide.engine.graph import Graphs
+from fastguide.engine.known import Known, both, holding
 from fastguide.engine.latch import ending
 from fastguide.engine.measure import WHOLE_NODES, count_nodes
 from fastguide.engine.memory import Memory, estimate, what_fits
@@ -26,6 +27,7 @@ from fastguide.engine.run import Inputs, run
 from fastguide.engine.static import padding
 from fastguide.engine.stats import Stats
 from fastguide.engine.structure import structure
+from fastguide.engine.watch import Callback, Watch, watching
 from fastguide.sampling.planning import Planned
 
 Found = tuple[Tensor, Tensor, Tensor]  # what `fastguide.engine.run.run` returns
@@ -79,8 +81,10 @@ class Runner:
             counts.captures, counts.replays = self.graphs.captures, self.graphs.replays
         return counts
 
-    def mode(self, batch: int) -> RowMode:
-        """How the rows of such a batch run."""
+    def mode(self, batch: int, conditions: Conditions) -> RowMode:
+        """How the rows of such a batch run: alone where their conditions differ in shape."""
+        if not conditions.joinable:
+            return "sequential"
         return self.rows or self.measured.get(batch, "batched")
 
     def run(
@@ -89,6 +93,7 @@ class Runner:
         inputs: Inputs,
         plan: Plan | None = None,
         callback: Callback | None = None,
+        known: Known | None = None,
     ) -> Found:
         """A run, on whatever thread, on the sampler's device.
 
@@ -97,18 +102,19 @@ class Runner:
         """
         plan = planned.plan if plan is None else plan
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            return self._told(planned, plan, inputs, callback)
+            watch = None if callback is None else watching(callback, plan, len(inputs.seeds))
+            if known is not None:
+                watch = both(holding(known, plan, inputs.seeds), watch)
+            return self._told(planned, plan, inputs, watch)
 
     def memory(self, planned: Planned, one: Conditions, batch: int) -> Memory:
         """An estimate for `batch` samples, from the conditions of one."""
-        mode = self.mode(batch)  # another stream holds what the same one would
+        mode = self.mode(batch, one)  # another stream holds what the same one would
         passes = planned.passes["batched" if mode == "beside" else mode]
         graph, nets = self.graphs is not None, planned.nets.values()
         return estimate(planned.plan, passes, one, batch, nets, *planned.setup.settings, graph)
 
-    def way(
-        self, planned: Planned, plan: Plan, inputs: Inputs, callback: Callback | None
-    ) -> Way | None:
+    def way(self, planned: Planned, plan: Plan, inputs: Inputs, watch: Watch | None) -> Way | None:
         """How the run is captured; None where it is not. Where that is to be chosen: step by step
         where guidance may drop a branch on the way, and where the whole were too large.
         """
@@ -121,27 +127,25 @@ class Runner:
             form = structure(plan, settings.dtype)
             way = self.ways.get(form)
             if way is None:
-                passes = planned.passes[self.mode(len(inputs.seeds))]
+                passes = planned.passes[self.mode(len(inputs.seeds), inputs.conditions)]
                 known = (plan, passes, inputs.conditions, inputs.seeds, *settings)
                 large = any(map(ending, plan.rows)) or count_nodes(*known) > WHOLE_NODES
                 way = self.ways[form] = "steps" if large else "whole"
-        return None if callback is not None and way == "whole" else way
+        return None if watch is not None and way == "whole" else way
 
-    def _told(
-        self, planned: Planned, plan: Plan, inputs: Inputs, callback: Callback | None
-    ) -> Found:
+    def _told(self, planned: Planned, plan: Plan, inputs: Inputs, watch: Watch | None) -> Found:
         """A run, counted and logged."""
         began, batch = time.perf_counter(), len(inputs.seeds)
-        way = self.way(planned, plan, inputs, callback)
+        way = self.way(planned, plan, inputs, watch)
         padded = 0 if way is None else padding(batch, self.sizes)
-        mode = self.mode(batch + padded)
+        mode = self.mode(batch + padded, inputs.conditions)
         passes = planned.passes[mode]
         captures = self.captures
         found = None
         if self.graphs is not None and way is not None:
             settings = (plan, passes, inputs, planned.setup.settings, planned.drawn)
             try:
-                found = run_captured(self.graphs, way, *settings, padded, callback, mode)
+                found = run_captured(self.graphs, way, *settings, padded, watch, mode)
             except torch.OutOfMemoryError as error:
                 if not self.fallback:
                     message = self._what_fits(planned, inputs, batch + padded, self.graphs)
@@ -150,7 +154,7 @@ class Runner:
                 with self._lock:
                     self._counts.fallbacks += 1
         if found is None:
-            found = run(plan, passes, inputs, *planned.setup.settings, callback)
+            found = run(plan, passes, inputs, *planned.setup.settings, watch)
         with self._lock:
             self._counts.add(plan, passes, batch, padded)
         if logging_on():

@@ -30,6 +30,8 @@ def warm_up(
     for batch in [batches] if isinstance(batches, int) else list(batches):
         check_int("batches", batch)
         modes = [runner.rows] if runner.rows else list(planned.passes)
+        if not one.joinable:
+            modes = ["sequential"]
         conditions = one.repeated(batch)
         seeds = torch.zeros(batch, dtype=torch.int64, device=planned.setup.device)
         seconds = measure_rows(
@@ -45,5 +47,9 @@ def warm_up(
             log("warmup", batch=batch, mode=mode, milliseconds=milliseconds)
         if runner.graphs is not None:
             runner.sizes.add(batch)
-            runner.run(planned, Inputs(conditions, seeds))
+            shape = planned.setup.settings.shape
+            init = None
+            if planned.plan.from_image:
+                init = torch.zeros((batch, *shape), device=seeds.device, dtype=torch.float32)
+            runner.run(planned, Inputs(conditions, seeds, init=init))
     return dict(runner.measured)

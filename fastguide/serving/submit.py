@@ -45,6 +45,8 @@ class Requests:
     ) -> Future[Tensor]:
         """See `fastguide.Sampler.submit`."""
         planned = self.planned
+        if planned.plan.from_image:
+            raise ValueError("strength is given, but requests start from noise, not from an init")
         check_seed(seed)
         if timeout is not None:
             check_number("timeout", timeout, 0.0)

@@ -8,6 +8,7 @@ from fastguide.solvers.ddim import ddim, ddpm, euler_ancestral
 from fastguide.solvers.dpmpp import dpm_2m, dpm_3m, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
 from fastguide.solvers.edm import euler, heun
 from fastguide.solvers.langevin import annealed_langevin, predictor_corrector
+from fastguide.solvers.resampled import resampled, restart
 from fastguide.solvers.unipc import unipc
 from fastguide.solvers.update import Solver, Update
 
@@ -36,6 +37,8 @@ __all__ = [
     "plms",
     "pndm",
     "predictor_corrector",
+    "resampled",
+    "restart",
     "unipc",
 ]
 

@@ -72,7 +72,7 @@ def _multistep(
     for i, (now, to) in enumerate(steps):
         gains: list[float] = []
         used = min(before, len(steps) - i - 1) if lower_order_final else before
-        if past and used and (to_data or to.sigma > 0.0):
+        if past and used and (to_data or to.sigma > 0.0) and to.alpha > 0.0:
             nodes = [variable(r) for r in (now.ratio, *past[:used])]
             gains = _integrals(nodes, variable(to.ratio), slope)
         known = min(len(past), before)
@@ -119,7 +119,7 @@ def pndm(levels: Levels, warmup: bool = True, middle: str = "t") -> Iterator[Upd
     steps = list(levels.steps())
     known = 0
     for i, (now, to) in enumerate(steps):
-        if now.alpha == 0.0:  # pure noise: nothing to extrapolate from
+        if now.alpha == 0.0 or to.alpha == 0.0:  # pure noise: nothing to extrapolate from
             yield Update(now, transfer(now, to))
             continue
         if warmup and known < 3 and to.sigma > 0.0:

@@ -32,7 +32,7 @@ def ddim(levels: Levels, eta: float = 0.0, rederive: bool = True) -> Iterator[Up
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is {eta}, but it should lie in [0, 1]")
     for now, to in levels.steps():
-        s = eta * to.sigma / now.sigma * transition_std(now, to)
+        s = eta * to.sigma / now.sigma * transition_std(now, to) if eta else 0.0
         image = "denoised" if rederive else "unclamped"
         x = transfer(now, to, math.sqrt(to.sigma**2 - s**2), image)
         yield Update(at=now, x={**x, "noise": s} if s else x)

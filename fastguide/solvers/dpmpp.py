@@ -2,15 +2,16 @@
 
 Exponential integrators in h, the growth of lambda = log(alpha / sigma) over a step: the linear part
 is exact, the denoised image is a polynomial in lambda through the last two or three evaluations.
-The SDE forms are those of Lu et al. 2022, appendix, with eta 1 (k-diffusion calls them 2M SDE and
-3M SDE). With `lower_order_final` the order falls to 1 at the end of the run, as in diffusers' runs
-of less than 15 steps.
+The SDE forms are those of Lu et al. 2022, appendix, by default with eta 1 (k-diffusion calls them
+2M SDE and 3M SDE). With `lower_order_final` the order falls to 1 at the end of the run, as in
+diffusers' runs of less than 15 steps.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from fastguide.common.options import Configured
 from fastguide.process import Level
@@ -22,10 +23,12 @@ Weights = tuple[float, float, float]
 
 def growth(now: Level, to: Level) -> float:
     """h = log(alpha_to / sigma_to) - log(alpha_now / sigma_now); inf at either end of the
-    process.
+    process, and -inf upwards to it.
     """
     if to.sigma == 0.0 or now.alpha == 0.0:
         return math.inf
+    if to.alpha == 0.0:
+        return -math.inf
     return math.log(to.alpha / to.sigma) - math.log(now.alpha / now.sigma)
 
 
@@ -61,15 +64,30 @@ def _extrapolate(h: float, past: list[float]) -> tuple[Weights, Weights, Weights
     return image, (slope[0], slope[1], slope[2]), (bend[0], bend[1], bend[2])
 
 
-def _mixed(h: float, past: list[float], order: int, published: bool, rate: float) -> Weights:
+@dataclass(frozen=True)
+class _Rule:
+    """How a step integrates: its order, by the "midpoint" rule or the exact integrals ("heun") of
+    the line through two evaluations, and with half of the parabola's bend or all of it.
+    """
+
+    order: int
+    line: str = "midpoint"
+    half_bend: bool = False
+    lower_order_final: bool = False
+
+    def __post_init__(self) -> None:
+        if self.line not in ("midpoint", "heun"):
+            raise ValueError(f"solver_type is {self.line!r}, but it should be 'midpoint' or 'heun'")
+
+
+def _mixed(h: float, past: list[float], rule: _Rule, rate: float) -> Weights:
     """What a step of growth h makes of the values now, before and before that; a negative `rate`
     weighs by e^(h - u) instead of e^(u - h).
     """
     phi = _integrals(rate * h)
-    parts = _extrapolate(h, past[: order - 1])
-    # midpoint rule at order 2, as published; the exact integrals at order 3
-    midpoint = order == 2 or (published and len(past) < 2)
-    bend = phi[2] if published else 2.0 * phi[2]
+    parts = _extrapolate(h, past[: rule.order - 1])
+    midpoint = rule.line == "midpoint" and (rule.order == 2 or len(past) < 2)
+    bend = phi[2] if rule.half_bend else 2.0 * phi[2]
     gains = (phi[0], 0.5 * phi[0], 0.0) if midpoint else (phi[0], phi[1], bend)
     mixed = [sum(g * p[i] for g, p in zip(gains, parts, strict=True)) for i in range(3)]
     return mixed[0], mixed[1], mixed[2]
@@ -89,12 +107,11 @@ def _limited(past: list[float], left: int, lower_order_final: bool) -> list[floa
 
 
 def _multistep(
-    levels: Levels,
-    order: int,
-    sde: bool,
-    published: bool = False,
-    lower_order_final: bool = False,
+    levels: Levels, rule: _Rule, eta: float = 0.0, s_noise: float = 1.0
 ) -> Iterator[Update]:
+    """The ODE for `eta` 0, else the SDE whose noise is eta times that of the reverse process."""
+    if not 0.0 <= eta < math.inf or not 0.0 <= s_noise < math.inf:
+        raise ValueError(f"eta is {eta} and s_noise {s_noise}, but they should not be negative")
     past: list[float] = []  # growths of the steps before, newest first
     names = ("previous", "older")
     steps = list(levels.steps())
@@ -102,23 +119,21 @@ def _multistep(
         h = growth(now, to)
         x: dict[str, float] = transfer(now, to)
         if math.isfinite(h):
-            known = _limited(past, len(steps) - i, lower_order_final)
-            mixed = _mixed(h, known, order, published, 2.0 if sde else 1.0)
+            known = _limited(past, len(steps) - i, rule.lower_order_final)
+            mixed = _mixed(h, known, rule, 1.0 + eta)
             gains = zip(("denoised", *names), mixed, strict=True)
             keep = to.sigma / now.sigma
             x = {name: to.alpha * c for name, c in gains if c}
-            x["x"] = keep * math.exp(-h) if sde else keep
-            if sde:
-                x["noise"] = to.sigma * math.sqrt(-math.expm1(-2.0 * h))
-        elif sde and to.sigma > 0.0:  # from pure noise nothing of x is kept
-            x = {"x": 0.0, "denoised": to.alpha, "noise": to.sigma}
-        yield Update(at=now, x=x, keep=_history(names, {"denoised": 1.0}, len(past), order))
+            x["x"] = keep * math.exp(-eta * h)
+            if eta and s_noise:
+                x["noise"] = s_noise * to.sigma * math.sqrt(-math.expm1(-2.0 * eta * h))
+        elif eta and to.sigma > 0.0:  # from pure noise nothing of x is kept
+            x = {"x": 0.0, "denoised": to.alpha, "noise": s_noise * to.sigma}
+        yield Update(at=now, x=x, keep=_history(names, {"denoised": 1.0}, len(past), rule.order))
         past.insert(0, h)
 
 
-def _multistep_noise(
-    levels: Levels, order: int, published: bool = False, lower_order_final: bool = False
-) -> Iterator[Update]:
+def _multistep_noise(levels: Levels, rule: _Rule) -> Iterator[Update]:
     past: list[float] = []
     names = ("eps1", "eps2")
     steps = list(levels.steps())
@@ -126,8 +141,8 @@ def _multistep_noise(
         h = growth(now, to)
         x: dict[str, float] = transfer(now, to)
         if math.isfinite(h):
-            known = _limited(past, len(steps) - i, lower_order_final)
-            mixed = _mixed(h, known, order, published, -1.0)
+            known = _limited(past, len(steps) - i, rule.lower_order_final)
+            mixed = _mixed(h, known, rule, -1.0)
             here = eps(now)
             parts = [
                 (to.sigma * c, source)
@@ -135,17 +150,20 @@ def _multistep_noise(
                 if c
             ]
             x = combine((to.alpha / now.alpha, {"x": 1.0}), *parts)
-        yield Update(at=now, x=x, keep=_history(names, eps(now), len(past), order))
+        yield Update(at=now, x=x, keep=_history(names, eps(now), len(past), rule.order))
         past.insert(0, h)
 
 
 @Configured
-def dpmpp_2m(levels: Levels, lower_order_final: bool = False) -> Iterator[Update]:
+def dpmpp_2m(
+    levels: Levels, solver_type: str = "midpoint", lower_order_final: bool = False
+) -> Iterator[Update]:
     """DPM-Solver++(2M), algorithm 2: order 2, one evaluation a step.
 
-    The first step and the last, to the data, are of order 1.
+    The first step and the last, to the data, are of order 1. `solver_type` "heun" takes the exact
+    integral of the line through two evaluations instead of the midpoint rule (the authors' names).
     """
-    yield from _multistep(levels, order=2, sde=False, lower_order_final=lower_order_final)
+    yield from _multistep(levels, _Rule(2, solver_type, False, lower_order_final))
 
 
 @Configured
@@ -155,18 +173,19 @@ def dpmpp_3m(
     """DPM-Solver++(3M): order 3 after a first step of order 1, which limits the whole to 2.
 
     The authors' code halves the second difference in its multistep form (not in its single-step
-    one); `published` does so too. The default integrates the parabola through three evaluations
-    exactly.
+    one) and takes the second step by the midpoint rule; `published` does so too. The default
+    integrates the parabola through three evaluations exactly, and the line through two.
     """
-    yield from _multistep(
-        levels, order=3, sde=False, published=published, lower_order_final=lower_order_final
-    )
+    line = "midpoint" if published else "heun"
+    yield from _multistep(levels, _Rule(3, line, published, lower_order_final))
 
 
 @Configured
-def dpm_2m(levels: Levels, lower_order_final: bool = False) -> Iterator[Update]:
+def dpm_2m(
+    levels: Levels, solver_type: str = "midpoint", lower_order_final: bool = False
+) -> Iterator[Update]:
     """Multistep DPM-Solver-2 (Lu et al. 2022a): as dpmpp_2m, on the noise instead of the image."""
-    yield from _multistep_noise(levels, order=2, lower_order_final=lower_order_final)
+    yield from _multistep_noise(levels, _Rule(2, solver_type, False, lower_order_final))
 
 
 @Configured
@@ -174,22 +193,41 @@ def dpm_3m(
     levels: Levels, published: bool = False, lower_order_final: bool = False
 ) -> Iterator[Update]:
     """Multistep DPM-Solver-3: as dpmpp_3m, on the noise instead of the image."""
-    yield from _multistep_noise(
-        levels, order=3, published=published, lower_order_final=lower_order_final
-    )
+    line = "midpoint" if published else "heun"
+    yield from _multistep_noise(levels, _Rule(3, line, published, lower_order_final))
 
 
 @Configured
-def dpmpp_2m_sde(levels: Levels, lower_order_final: bool = False) -> Iterator[Update]:
-    """SDE-DPM-Solver++(2M): as dpmpp_2m, with fresh noise at every step but the last."""
-    yield from _multistep(levels, order=2, sde=True, lower_order_final=lower_order_final)
+def dpmpp_2m_sde(
+    levels: Levels,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    solver_type: str = "midpoint",
+    lower_order_final: bool = False,
+) -> Iterator[Update]:
+    """SDE-DPM-Solver++(2M): as dpmpp_2m, with fresh noise at every step but the last.
+
+    `eta` is the noise's share of that of the reverse process, 0 the ODE; `s_noise` multiplies what
+    is drawn (k-diffusion).
+    """
+    rule = _Rule(2, solver_type, False, lower_order_final)
+    yield from _multistep(levels, rule, eta, s_noise)
 
 
 @Configured
 def dpmpp_3m_sde(
-    levels: Levels, published: bool = False, lower_order_final: bool = False
+    levels: Levels,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    published: bool = False,
+    solver_type: str = "heun",
+    lower_order_final: bool = False,
 ) -> Iterator[Update]:
-    """SDE-DPM-Solver++(3M): as dpmpp_3m, with fresh noise at every step but the last."""
-    yield from _multistep(
-        levels, order=3, sde=True, published=published, lower_order_final=lower_order_final
-    )
+    """SDE-DPM-Solver++(3M): as dpmpp_3m, with fresh noise at every step but the last.
+
+    The widely used "DPM++ 3M SDE" (k-diffusion) is `published=True`, which halves the second
+    difference. `solver_type` is the rule of the second step: "heun", the exact integral, there and
+    here; "midpoint" in diffusers. `eta`, `s_noise` as for dpmpp_2m_sde.
+    """
+    rule = _Rule(3, solver_type, published, lower_order_final)
+    yield from _multistep(levels, rule, eta, s_noise)

@@ -108,7 +108,7 @@ def heun(
     for step, following in zip(steps, [*steps[1:], None], strict=True):
         now, to = step.hat, step.to
         predicted = transfer(now, to)
-        if to.sigma == 0.0 or (over == "ratio" and now.alpha == 0.0):
+        if to.sigma == 0.0 or (over == "ratio" and now.alpha * to.alpha == 0.0):
             yield Update(at=now, x=_with_next(predicted, following))
             continue
         half, corrected = trapezoid(now, to, over)

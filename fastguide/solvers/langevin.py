@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from fastguide.common.options import Configured
 from fastguide.process import Level
-from fastguide.solvers.ddim import ddpm
-from fastguide.solvers.update import Update
+from fastguide.solvers.ddim import ddpm, transition_std
+from fastguide.solvers.update import Update, transfer
 from fastguide.spacing import Levels
 
 
@@ -53,12 +53,31 @@ def annealed_langevin(
         yield Update(noisy[-1], {"denoised": 1.0})
 
 
+def _reverse(levels: Levels) -> Iterator[Update]:
+    """Reverse diffusion by one Euler-Maruyama step each (Song et al. 2021, eq. 46), whose last, to
+    the data, is the denoised image.
+    """
+    for now, to in levels.steps():
+        if to.sigma == 0.0 or now.alpha == 0.0:
+            x = transfer(now, to, 0.0)
+            yield Update(now, {**x, "noise": to.sigma} if to.sigma else x)
+            continue
+        keep, std = now.alpha / to.alpha, transition_std(now, to)
+        pull = std**2 / now.sigma**2  # of the score, (alpha denoised - x) / sigma^2
+        yield Update(now, {"x": 2.0 - keep - pull, "denoised": now.alpha * pull, "noise": std})
+
+
 @Configured
 def predictor_corrector(
     levels: Levels, snr: float = 0.16, corrections: int = 1, predictor: str = "small"
 ) -> Iterator[Update]:
-    """Langevin corrections before every step of a predictor: ddpm with its "small" (ancestral) or
-    "large" (reverse diffusion) variance.
+    """Langevin corrections before every step of a predictor: ddpm with its "small" or "large"
+    variance.
+
+    In score_sde's words, on EDM levels: "small" is its ancestral sampling, "large" its reverse
+    diffusion. On VP levels "large" is its ancestral sampling, whose variance is beta; its reverse
+    diffusion is "reverse" here, `x' = (2 - a) x + (1 - a^2) score + sqrt(1 - a^2) n` with a =
+    alpha / alpha', which differs from that in the second order of beta.
 
     The step size is `2 (snr r)^2`, on VP levels times `(alpha / alpha')^2`: that of Song et al.
     2021, with the norm of the score at its expectation sqrt(D) / r, so that no reduction over the
@@ -69,7 +88,8 @@ def predictor_corrector(
             f"snr is {snr} and corrections {corrections}, but snr should be positive and "
             "corrections a count"
         )
-    for update, (now, to) in zip(ddpm(variance=predictor).run(levels), levels.steps(), strict=True):
+    updates = _reverse(levels) if predictor == "reverse" else ddpm(variance=predictor).run(levels)
+    for update, (now, to) in zip(updates, levels.steps(), strict=True):
         if now.alpha > 0.0:
             step = 2.0 * (snr * now.ratio * min(1.0, now.alpha / to.alpha)) ** 2
             for _ in range(int(corrections)):

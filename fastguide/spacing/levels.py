@@ -14,7 +14,8 @@ ROUNDING = 0.01  # published lists of sigmas are rounded to 2 or 3 digits
 
 @dataclass(frozen=True)
 class Levels:
-    """The levels of a run, noisiest first, the last one usually the data; and their process.
+    """The levels of a run, noisiest first, the last one usually the data; and their process. Those
+    of an inversion are `rising`.
 
     `start` is the standard deviation of the noise that x begins as; by default the process's own.
     """
@@ -22,13 +23,54 @@ class Levels:
     process: Process
     points: tuple[Level, ...]
     start: float | None = None
+    rising: bool = False
 
     def __post_init__(self) -> None:
         if len(self.points) < 2:
             raise ValueError(f"levels has {len(self.points)} points, but a run needs 2 or more")
         for now, to in pairwise(self.points):
-            if not to.ratio < now.ratio:
-                raise ValueError(f"levels should fall in sigma / alpha, but {to} follows {now}")
+            high, low = (to, now) if self.rising else (now, to)
+            if not low.ratio < high.ratio:
+                way = "rise" if self.rising else "fall"
+                raise ValueError(f"levels should {way} in sigma / alpha, but {to} follows {now}")
+
+    def later(self, strength: float | Level) -> Levels:
+        """The part of the run that begins later: its last whole steps, a share `strength` of them,
+        or what lies below a level, which then comes first.
+
+        Raises:
+            ValueError: nothing is left, or not a share in (0, 1].
+        """
+        if isinstance(strength, Level):
+            below = tuple(point for point in self.points if point.ratio < strength.ratio)
+            if not below or strength.ratio > self.points[0].ratio:
+                raise ValueError(
+                    f"strength is {strength}, but it should lie between the levels of the run, "
+                    f"{self.points[0]} to {self.points[-1]}"
+                )
+            return Levels(self.process, (strength, *below))
+        steps = len(self.points) - 1
+        kept = int(steps * strength + 1e-9) if 0.0 < strength <= 1.0 else 0
+        if kept == 0:
+            raise ValueError(
+                f"strength is {strength}, but it should be a level or a share in (0, 1] of the "
+                f"{steps} steps that makes one or more"
+            )
+        return Levels(self.process, self.points[steps - kept :])
+
+    def upward(self) -> Levels:
+        """The same levels from the least noisy one to the noisiest; the data, whose noise no
+        network knows, are left out.
+
+        Raises:
+            ValueError: fewer than two have noise.
+        """
+        noisy = [point for point in self.points if point.sigma > 0.0]
+        if len(noisy) < 2:
+            raise ValueError(
+                f"levels has {len(noisy)} points with noise, but an inversion needs 2 or more"
+            )
+        return Levels(self.process, tuple(reversed(noisy)), rising=True)
 
     def steps(self) -> Iterator[tuple[Level, Level]]:
         """(now, to) for each step."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastguide.checkpoint import models as checkpoint
-from fastguide.common.images import from_pixels
+from fastguide.common.images import from_uint8
 from fastguide.training.data import Images
 from fastguide.training.objective import cosine_rate
 from fastguide.training.posthoc import PowerAverages, gamma_of
@@ -175,7 +175,7 @@ def batch_of(images: Images, config: LoopConfig, step: int) -> Batch:
     """The batch of `step`."""
     index = batch_indices(len(images.labels), config.batch, config.seed, step)
     generator = torch.Generator().manual_seed(config.seed * 7_368_787 + step)
-    return Batch(from_pixels(images.pixels[index]), images.labels[index], generator)
+    return Batch(from_uint8(images.pixels[index]), images.labels[index], generator)
 
 
 def batch_indices(count: int, batch: int, seed: int, step: int) -> Tensor:

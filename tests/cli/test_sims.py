@@ -6,7 +6,7 @@ from test_cli import fastguide
 
 import fastguide as fg
 from fastguide.cli.sims import own_samples
-from fastguide.common.images import to_pixels
+from fastguide.common.images import to_uint8
 from fastguide.nets import DiT
 
 
@@ -29,7 +29,7 @@ def test_samples_are_the_models_own_and_kept_by_seed(folder, tmp_path):
     assert seen == [500, 520]
     assert images.labels[:4].tolist() == [0, 1, 2, 0]
     want = fg.sample(model, images.labels[500:503], steps=2, seeds=range(507, 510))
-    assert torch.equal(images.pixels[500:503], to_pixels(want))
+    assert torch.equal(images.pixels[500:503], to_uint8(want))
     files = sorted(tmp_path.iterdir())
     assert len(files) == 2
     stamp = files[0].stat().st_mtime_ns

@@ -1,10 +1,12 @@
 """Guidance by gradients, against exact classifiers of mixtures and plain formulas."""
 
 import math
+from functools import partial
 
 import exact
 import pytest
 import torch
+from recorder import captured
 
 import fastguide as fg
 from fastguide.nets.diffuse import alpha_sigma, from_ratio, net_input
@@ -296,3 +298,86 @@ def test_a_classifier_needs_labels():
             fg.sample(free, cond, fg.ClassifierGuidance(Posterior(MODEL), 1.0), seeds=range(3))
     with pytest.raises(ValueError, match=r"cond.shape is \(2,\), but there are 3 seeds"):
         fg.sample(free, [0, 1], fg.ClassifierGuidance(Posterior(MODEL), 1.0), seeds=range(3))
+
+
+def _net(x, t, c):
+    return 0.7 * x + 0.1 * torch.sin(3 * x)
+
+
+def _classifier(x, t):
+    total = 0.2 * x.flatten(1).sum(1)
+    return torch.stack([total, -total], 1)
+
+
+def _led(levels, start, clamp, rederive=True, bound=None):
+    """DDIM, the image clamped first and led then."""
+    x = start.double()
+    for now, to in levels.steps():
+        leaf = x.clone().requires_grad_()
+        logs = torch.log_softmax(_classifier(leaf, None), 1)[:, 0].sum()
+        lead = now.sigma**2 / now.alpha * torch.autograd.grad(logs, leaf)[0]
+        free = (x - now.sigma * _net(x, 0, 0)) / now.alpha
+        image = (free.clamp(-clamp, clamp) if bound is None else bound(free)) + lead
+        kept = image if rederive else free + lead
+        x = to.alpha * image + to.sigma * (x - now.alpha * kept) / now.sigma
+    return x.float()
+
+
+@pytest.mark.parametrize("rederive", [True, False])
+@pytest.mark.parametrize("graph", [False, "whole", "steps"])
+def test_a_clamp_comes_before_the_classifier_as_in_adm(graph, rederive):
+    process = fg.VP("linear")
+    model = fg.Model(_net, process, fg.Prediction("eps"), (1, 4, 4))
+    levels = fg.Levels.from_times(process, [900.0, 700.0, 500.0, 300.0])
+    start = torch.randn(2, 1, 4, 4)
+    guidance = fg.ClassifierGuidance(_classifier, 1.0)
+    options = {"levels": levels, "clamp": 1.0, "solver": fg.ddim(rederive=rederive)}
+    labels = torch.zeros(2, dtype=torch.long)
+    make = fg.Sampler if not graph else partial(captured, graph=graph)
+    got = make(model, guidance, **options)(labels, range(2), noise=start)
+    want = _led(levels, start, 1.0, rederive)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(got, got.clamp(-1, 1))  # it is not clamped again
+
+
+def test_a_dynamic_threshold_comes_before_the_classifier_too():
+    process = fg.VP("linear")
+    model = fg.Model(_net, process, fg.Prediction("eps"), (1, 4, 4))
+    levels = fg.Levels.from_times(process, [900.0, 700.0, 500.0, 300.0])
+    start = torch.randn(2, 1, 4, 4)
+
+    def bound(free):
+        s = free.abs().flatten(1).quantile(0.9, 1).clamp(min=1.0).view(-1, 1, 1, 1)
+        return free.clamp(-s, s) / s
+
+    guidance = fg.ClassifierGuidance(_classifier, 1.0)
+    options = {"levels": levels, "clamp": fg.DynamicThreshold(0.9)}
+    labels = torch.zeros(2, dtype=torch.long)
+    got = fg.Sampler(model, guidance, **options)(labels, range(2), noise=start)
+    want = _led(levels, start, 1.0, bound=bound)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_clamped_lead_beside_cfg_and_in_reg_moves_the_clamped_image(process):
+    model = exact.two_classes(process)
+    levels = fg.karras(sigma_max=10.0).run(process, 5)
+    options = {"levels": levels, "seeds": range(3)}
+    posterior = fg.ClassifierGuidance(Posterior(model), 1.5)
+    for guidance in (posterior + fg.CFG(2.0), fg.CFG(2.0) + posterior, fg.REG(posterior)):
+        free = fg.sample(model, LABELS, guidance, **options)
+        same = fg.sample(model, LABELS, guidance, clamp=1e6, **options)  # a clamp of nothing
+        torch.testing.assert_close(same, free, rtol=1e-4, atol=1e-4)
+        tight = fg.sample(model, LABELS, guidance, clamp=0.3, **options)
+        assert not torch.allclose(tight, free, atol=1e-2)
+
+
+def test_a_gradient_that_spoils_the_last_image_is_found_though_it_was_clamped():
+    def energy(x, t):
+        return x.flatten(1).sum(1) * torch.where(t < 300, torch.nan, 1.0)
+
+    process = fg.VP("linear")
+    model = fg.Model(_net, process, fg.Prediction("eps"), (1, 4, 4))
+    guidance = fg.EnergyGuidance(energy, 1.0)
+    levels = fg.Levels.from_times(process, [900.0, 100.0])
+    with pytest.raises(fg.NonFiniteError, match="from evaluation 2 of 2"):
+        fg.sample(model, None, guidance, levels=levels, clamp=1.0)

@@ -10,7 +10,7 @@ def loop_of(sampler, cond, seeds, noise):
     """`loop()`: the samples of `sampler(cond, seeds, noise=noise)`; all inputs on its device."""
     planned = sampler._planned
     inputs = make_inputs(planned, cond, None, seeds, noise)
-    passes = planned.passes[sampler._runner.mode(len(seeds))]
+    passes = planned.passes[sampler._runner.mode(len(seeds), inputs.conditions)]
 
     @torch.no_grad()
     def loop():

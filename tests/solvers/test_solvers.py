@@ -220,6 +220,21 @@ def test_churn_at_the_first_step_raises_the_start():
     assert start.x["noise"] ** 2 + 80**2 == pytest.approx(first.at.sigma**2)
 
 
+@pytest.mark.parametrize("solver", [fg.euler, fg.heun], ids=repr)
+def test_churn_at_the_first_step_starts_from_the_first_levels_noise(process, solver):
+    levels = fg.karras(sigma_max=10.0).run(process, 4)
+    churned = make_plan(exact.prediction_for(process), levels, solver(churn=1.5, s_min=0.1))
+    plain = make_plan(exact.prediction_for(process), levels, solver)
+    assert churned.rows[1].at is None
+    assert torch.equal(churned.table[0, -1:], plain.table[0, -1:])
+    start = [plan.table[0][6:].reshape(len(plan.slots), -1)[0, -2] for plan in (churned, plain)]
+    assert (
+        start[0]
+        == start[1]
+        == (1.0 if process == exact.PROCESSES["vp"] else levels.points[0].sigma)
+    )
+
+
 def test_last_step_lands_on_the_denoised_image(process):
     multistep = {"lms", "pndm", "plms"}  # as published, these extrapolate to the data
     for name, solver in SOLVERS.items():

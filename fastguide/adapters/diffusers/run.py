@@ -227,7 +227,7 @@ class Run:
             if pattern not in self._passes:
                 self._passes[pattern] = make_passes(pattern, nets)
         shape = (len(plan.slots), batch, *x.shape[1:])
-        self._state = torch.empty(shape, device=x.device)
+        self._state = torch.empty(shape, device=x.device, dtype=torch.float32)
         self._x = self._state[0]
         self._unread = torch.empty(batch, dtype=torch.int32, device=x.device)
         self.batch = batch

@@ -300,7 +300,9 @@ _DPM: dict[tuple[str, int], Solver] = {
     ("dpmsolver", 3): dpm_3m(published=True),
     ("sde-dpmsolver++", 1): ddim(eta=1.0),
     ("sde-dpmsolver++", 2): dpmpp_2m_sde,
-    ("sde-dpmsolver++", 3): dpmpp_3m_sde(published=True),  # diffusers has a sign of it wrong
+    ("sde-dpmsolver++", 3): dpmpp_3m_sde(
+        published=True, solver_type="midpoint"
+    ),  # diffusers has a sign of it wrong
 }
 
 
