@@ -2,7 +2,7 @@
 hardware.
 """
 
-from fastguide.adapters.diffusers import accelerate, from_diffusers
+from fastguide.adapters.diffusers import accelerate, from_diffusers, guide
 from fastguide.assets import load
 from fastguide.checkpoint.judges import Classifier, TextImage, load_classifier, load_text_image
 from fastguide.checkpoint.models import CheckpointError, save
@@ -154,6 +154,7 @@ __all__ = [
     "euler_ancestral_cfgpp",
     "exponential",
     "from_diffusers",
+    "guide",
     "heun",
     "interval",
     "karras",
