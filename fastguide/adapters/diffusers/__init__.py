@@ -18,7 +18,7 @@ def guide(
     compile: bool | Mapping[str, Any] = False,
     check: bool = True,
 ) -> Any:
-    """A pipeline that is called and managed as `pipe` is, under `guidance`, with our kernels inside.
+    """A pipeline that is called and managed as `pipe` is, under `guidance`, by our kernels.
 
     It holds the components of `pipe`, which stays as it is. Its scheduler says levels and solver.
     The guidance scale of a call (`guidance_scale`, for Flux `true_cfg_scale`; a number, or a list

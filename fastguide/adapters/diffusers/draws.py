@@ -1,4 +1,4 @@
-"""How a run differs from another of the same pipeline: its seeds, and the arguments of its steps."""
+"""How a run differs from another of the same pipeline: seeds, and what its updates are told."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Draws:
             return list(self.seeds)
         if len(self.seeds) > 1:
             raise ValueError(
-                f"generator holds {len(self.seeds)} generators, but the pipeline runs {batch} samples"
+                f"generator holds {len(self.seeds)} generators, but there are {batch} samples"
             )
         return [(self.seeds[0] + i) % SEEDS for i in range(batch)]
 
@@ -44,9 +44,9 @@ class Draws:
 def draws_of(given: Mapping[str, Any]) -> Draws:
     """Those of a call's arguments; nothing is drawn from its generators."""
     generator = given.get("generator")
-    several = isinstance(generator, (list, tuple)) and len(generator) > 0
+    each = list(generator) if isinstance(generator, (list, tuple)) and generator else [generator]
     return Draws(
-        tuple(_seed(one) for one in (generator if several else [generator])),
+        tuple(_seed(one) for one in each),
         float(given.get("eta") or 0.0),
         bool(given.get("use_clipped_model_output")),
     )

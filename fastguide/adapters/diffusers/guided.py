@@ -1,7 +1,7 @@
 """A guided pipeline: a pipeline of the same class, with the same components, whose calls are ours.
 
-A call works on a shallow copy of it, in which network and scheduler are ours (`standins`). All of
-a run's state lives there. What the copy is given is read on the pipeline after the call; what is set
+A call works on a shallow copy of it, in which network and scheduler are ours (`standins`). All
+state of a run lives there. What the copy is given is read on the pipeline after the call; what is set
 on the pipeline meanwhile reaches the copy.
 """
 
@@ -81,7 +81,7 @@ class Guided:
         live = self._fastguide.live
         live.append(view)
         try:
-            output = self.fastguide_class.__call__(view, *given.args[1:], **given.kwargs)  # type: ignore[operator]
+            output = self.fastguide_class.__call__(view, *given.args[1:], **given.kwargs)
             if self._fastguide.check:
                 run.check()
             return output
@@ -228,12 +228,15 @@ def check_negative(run: Run, kind: str, distilled: bool) -> None:
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Raise where its own step is not diffusers', which ours would pass by."""
-    if "step" in scheduler.__dict__ or not type(scheduler).step.__module__.startswith("diffusers."):
-        raise ValueError(
-            f"the scheduler is a {type(scheduler).__name__} with a step of its own, which a guided "
-            "pipeline would pass by"
-        )
+    """Raise where what a loop calls is not diffusers' own, which ours would pass by."""
+    for name in ("step", "scale_model_input", "set_timesteps"):
+        own = getattr(type(scheduler), name, None)
+        theirs = own is None or str(own.__module__).startswith("diffusers.")
+        if name in scheduler.__dict__ or not theirs:
+            raise ValueError(
+                f"the scheduler is a {type(scheduler).__name__} with a {name} of its own, which a "
+                "guided pipeline would pass by"
+            )
 
 
 def _asked(

@@ -16,7 +16,9 @@ from fastguide.adapters.diffusers.network import class_name
 
 # of each module that stages open, the children that they open too
 _OPENED: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("UNet2DModel", "UNet2DConditionModel"), ("down_blocks", "mid_block", "up_blocks")),
+    **dict.fromkeys(
+        ("UNet2DModel", "UNet2DConditionModel"), ("down_blocks", "mid_block", "up_blocks")
+    ),
     **dict.fromkeys(
         (
             *("CrossAttnDownBlock2D", "DownBlock2D", "AttnDownBlock2D", "UNetMidBlock2D"),

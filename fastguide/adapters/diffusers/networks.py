@@ -18,6 +18,7 @@ from fastguide.adapters.diffusers.unet import UNet
 from fastguide.adapters.diffusers.unet_condition import UNetCondition
 from fastguide.adapters.diffusers.whole import Whole
 
+
 def _nothing(net: Any) -> str | None:
     return None
 
@@ -46,14 +47,13 @@ def adapt(net: nn.Module, time_scale: float = 1.0, why_whole: str | None = None)
             "pipe.unet or pipe.transformer"
         )
     name = class_name(net)
+    _check_channels(net, name)
     if name not in STAGED:
-        _check_channels(net, name)
         return Whole(net, time_scale, f"fastguide has no stages for a {name}")
     staged, what_is_missing = STAGED[name]
     why = why_whole or what_is_missing(net) or what_is_on(net)
     if why is None:
         return staged(net, time_scale)
-    _check_channels(net, name)
     told = time_scale * _TOLD.get(name, lambda _: 1.0)(net)
     layout = Flux(net) if staged is Flux else None
     return Whole(net, told, f"the {name} cannot run in stages: {why}", layout)

@@ -131,6 +131,7 @@ class Run:
         self._positive: tuple[Call, Tensor | None] | None = None
         self._combined = EMPTY
         self._last = Seen()
+        self._kept: Any = None  # what earlier evaluations left, under another plan
         self._raw: Any = None
         self._scale: Any = None
         self._modules = State(self.inner) if self.settings.watched else None
@@ -218,9 +219,7 @@ class Run:
         if not self.batch:
             self._begin_batch(x, batch)
         if batch != self.batch:
-            raise ValueError(
-                f"the pipeline runs {batch} samples, but began with {self.batch}"
-            )
+            raise ValueError(f"the pipeline runs {batch} samples, but began with {self.batch}")
         self._follow()
         assert self.planned is not None
         plan = self.planned.plan
@@ -289,8 +288,8 @@ class Run:
             begin = 0 if timestep is None else timesteps.index(float(timestep))
         self.begin = begin
         draws = self.settings.draws
-        key = (self.guidance, begin, draws.eta, draws.use_clipped, device)
-        key = (*key, scheduler_key(self.scheduler))
+        told = (self.guidance, begin, draws.eta, draws.use_clipped, device)
+        key = (*told, scheduler_key(self.scheduler))
         self.planned = self.entry.plan(key, partial(self._make_plan, device))
         return self.planned
 
@@ -307,7 +306,7 @@ class Run:
                 f"guidance holds values for {plan.batch} samples, but the pipeline runs {batch}"
             )
         self._make_passes(plan)
-        self._kept: Any = None
+        self._kept = None
         shape = (len(plan.slots), batch, *x.shape[1:])
         self._state = torch.empty(shape, device=x.device)
         self._x = self._state[0]
@@ -381,7 +380,9 @@ class Run:
             return
         plan = self.planned.plan
         known = (conditions, self._seeds, self._dtype(), self.net.outputs)
-        passes = {pattern: self._passes[pattern] for pattern in plan.patterns}
+        left = [row.pattern for row in plan.rows[self.row :] if row.pattern is not None]
+        patterns = dict.fromkeys([*left, *(pattern.settled for pattern in left)])
+        passes = {pattern: self._passes[pattern] for pattern in patterns}
         self._predict = Stepwise(plan, passes, *known, self.entry.compiled)
         self._predict.check = self._check_extra if isinstance(self.net, Whole) else None
         self._evaluate = Evaluate(self._predict)

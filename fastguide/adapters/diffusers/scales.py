@@ -86,7 +86,8 @@ def with_scale(guidance: Guidance, amount: Amount) -> Guidance:
 def _inner(guidance: Guidance) -> list[Guidance]:
     if isinstance(guidance, Sum):
         return list(guidance.parts)
-    found = [getattr(guidance, one.name) for one in fields(guidance)] if is_dataclass(guidance) else []
+    names = [one.name for one in fields(guidance)] if is_dataclass(guidance) else []
+    found: list[Any] = [getattr(guidance, name) for name in names]
     return [one for one in found if isinstance(one, Guidance)]
 
 
@@ -112,7 +113,9 @@ def guided(
     if scale is not None:
         amount: Any = Listed(scale) if isinstance(scale, tuple) else scale
         terms = cfg_terms(base)
-        same = [term for term in terms if isinstance(term.scale, (int, float)) and term.scale == scale]
+        same = [
+            term for term in terms if isinstance(term.scale, (int, float)) and term.scale == scale
+        ]
         if len(same) < len(terms):
             raise ValueError(
                 f"{name} is {list(scale) if isinstance(scale, tuple) else scale} in the call, but "
@@ -127,4 +130,3 @@ def guided(
             )
         found = found.rescale(rescale)
     return found
-

@@ -196,8 +196,10 @@ def _times(scheduler: Any, begin: int, process: Process) -> tuple[float, ...]:
 def _by_sigmas(scheduler: Any, begin: int, stride: int = 1) -> tuple[Levels, int]:
     """The levels of the sigmas from `begin` on, and how many idle steps end them."""
     process = meaning_of(scheduler).process
-    sigmas = scheduler.sigmas.double().tolist()[begin:]
-    times = [*scheduler.timesteps.tolist()[begin:], 0.0]
+    timesteps = scheduler.timesteps.tolist()
+    # a level more than is visited lies behind those of interpolation_type "log_linear"
+    sigmas = scheduler.sigmas.double().tolist()[begin : len(timesteps) + 1]
+    times = [*timesteps[begin:], 0.0]
     if stride == 2:  # Heun's sigmas come twice, but for the first and the last
         sigmas = [sigmas[0], *sigmas[1:-1:2], sigmas[-1]]
         times = [times[0], *times[1:-1:2], 0.0]

@@ -104,7 +104,7 @@ def original(component: Any) -> Any:
 
 
 def _made(cls: type, inner: Any, run: Run) -> Any:
-    made = object.__new__(cls)
+    made: Any = object.__new__(cls)
     object.__setattr__(made, "__dict__", inner.__dict__)
     object.__setattr__(made, RUN, run)
     object.__setattr__(made, INNER, inner)
@@ -112,17 +112,17 @@ def _made(cls: type, inner: Any, run: Run) -> Any:
 
 
 @functools.cache
-def _class(mixin: type, kind: type) -> type:
+def _class(mixin: Any, kind: Any) -> type:
     known: dict[str, Any] = {"__slots__": (RUN, INNER), "__module__": kind.__module__}
     if mixin is Scheduler:
-        known["set_timesteps"] = _setting(kind.set_timesteps)  # type: ignore[attr-defined]
+        known["set_timesteps"] = _setting(kind)
     return type(kind.__name__, (mixin, kind), known)
 
 
-def _setting(method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
+def _setting(kind: Any) -> Callable[..., Any]:
+    @functools.wraps(kind.set_timesteps)  # pipelines look at its signature
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.fastguide_run.reset()
-        return method(self, *args, **kwargs)
+        return kind.set_timesteps(self, *args, **kwargs)
 
     return set_timesteps

@@ -19,6 +19,8 @@ class Whole(nn.Module):
         layout: whose `pack` and `unpack` say how a pipeline's latents lie, where not as pixels.
     """
 
+    layout: Adapted | None
+
     def __init__(
         self, net: Any, time_scale: float, why_not_staged: str, layout: Adapted | None = None
     ) -> None:
@@ -51,7 +53,11 @@ class Whole(nn.Module):
         given = dict(given)
         if self.extra:
             x = torch.cat([x, given.pop("extra").to(x.dtype)], 1)
-        arguments = {**self.static, **given, self.arguments[0]: self.pack(x.to(computes_in(self.net)))}
+        arguments = {
+            **self.static,
+            **given,
+            self.arguments[0]: self.pack(x.to(computes_in(self.net))),
+        }
         arguments["timestep"] = t if self.time_scale == 1.0 else t * self.time_scale
         return self.unpack(self.net(**arguments, return_dict=False)[0])
 
