@@ -1,14 +1,8 @@
 # Everything from a bare Python (3.10 - 3.13) and a C++ compiler. The first run of a target sets up
-# .venv; later runs reinstall only what changed.
-#   make sample | test | lint | bench | baseline | cuda-build | model | clean
-#   make quality | methods | solvers | toys | ddim-table | grids   (figures and pictures of the docs)
-#   make methods-FAMILY                       (one of the FAMILIES below)
-#   make gpu                        (all that a GPU can show, in nine minutes; needs nvcc)
-#   make classifier | clip | judges    (what classifier and CLIP guidance are led by; how good it is)
+# .venv; later runs reinstall only what changed. `make help` lists the targets: a line of it is what
+# stands after ## beside a target, a headline what stands after ##@.
 # TORCH chooses the torch to install, PYTHON the interpreter:
 #   make test TORCH=torch==2.12.0 PYTHON=python3.12
-# ARGS goes to the quality benchmark:
-#   make quality ARGS='--dtype bf16 --scales 1,1.5,2,3,5 --pair-samples 200'
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -21,52 +15,95 @@ COMPILED := $(shell find csrc -name '*.*') setup.py pyproject.toml
 FAMILIES := $(addprefix methods-,perturbation autoguidance icg tsg sims every gradients reg)
 ONE_HEAD := --irrelevant 0 --negative 0 --no-split --compile --dtype fp16
 
-.PHONY: sample test lint bench baseline quality solvers toys ddim-table methods grids \
-  cuda-build gpu model classifier clip judges clean $(FAMILIES)
+.PHONY: sample test lint bench baseline quality solvers toys reg-modes ddim-table methods grids \
+  judges cuda-build gpu attack model classifier clip help clean $(FAMILIES)
 
-sample: $(VENV)/installed
+##@ Daily
+sample: $(VENV)/installed ## draw samples of the bundled model into samples.png
 	$(BIN)/fastguide sample fashion --out samples.png
 
-test: $(VENV)/installed
-	$(BIN)/pytest -q
+# a process for each core and one thread in each: no test is large enough for two
+JOBS ?= $(shell nproc)
 
-lint: $(VENV)/installed
+test: $(VENV)/installed ## all tests, JOBS at once; ARGS for pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal $(ARGS)
+
+attack: $(VENV)/installed ## all hostile inputs, half an hour; docs/reliability.md
+	$(BIN)/python tests/attack/run.py $(ARGS)
+
+lint: $(VENV)/installed ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed
-	$(BIN)/pytest -q bench
+##@ Time (bench/timing)
+bench: $(VENV)/installed ## each row against its twin, held to bench/baseline.json
+	$(BIN)/pytest -q bench/timing
 
-# renews bench/baseline.json, which `make bench` compares with
-baseline: $(VENV)/installed
-	$(BIN)/pytest -q bench --renew-baseline
+baseline: $(VENV)/installed ## renew bench/baseline.json
+	$(BIN)/pytest -q bench/timing --renew-baseline
 
-quality: $(VENV)/installed
-	$(BIN)/python bench/quality.py --data $(DATA) $(ARGS)
+##@ Quality (bench/quality): figures and pictures of the docs
+# ARGS goes to it: make quality ARGS='--dtype bf16 --scales 1,1.5,2,3,5 --pair-samples 200'
+quality: $(VENV)/installed ## are samples of one pass as good as those of two? ARGS for its options
+	$(BIN)/python bench/quality/single_pass.py --data $(DATA) $(ARGS)
 
-# every solver on a mixture whose scores are known
-solvers: $(VENV)/installed
-	$(BIN)/python bench/solvers.py
+solvers: $(VENV)/installed ## every solver on a mixture whose scores are known
+	$(BIN)/python bench/quality/solvers.py
 
-# CFG and REG against exact guidance, and autoguidance on the fractal of its paper
-toys: $(VENV)/installed
-	$(BIN)/python bench/toys.py
-	$(BIN)/python bench/fractal.py
+toys: $(VENV)/installed ## CFG and REG against exact guidance; autoguidance's fractal
+	$(BIN)/python bench/quality/toys.py
+	$(BIN)/python bench/quality/fractal.py
 
-# table 1 of DDIM, with a model that is trained for it
-ddim-table: $(VENV)/installed out/eps/model.json
-	$(BIN)/python bench/ddim_table.py out/eps --data $(DATA)
+reg-modes: $(VENV)/installed ## how far the modes of REG are from each other
+	$(BIN)/python bench/quality/reg_modes.py
 
-# every guidance method over its weight, judged by a classifier; `make methods-icg` is one family
-methods: $(FAMILIES)
+ddim-table: $(VENV)/installed out/eps/model.json ## table 1 of DDIM, with a model trained for it
+	$(BIN)/python bench/quality/ddim_table.py out/eps --data $(DATA)
+
+# `make methods-icg` is one family
+methods: $(FAMILIES) ## every guidance method over its weight; methods-FAMILY is one family
 methods-autoguidance: out/small/model.json
 methods-icg: out/nodrop/model.json
 methods-tsg: out/eps/model.json
 methods-sims: out/sims/model.json
 methods-gradients: out/noisy-classifier/model.json out/clip/model.json
 $(FAMILIES): methods-%: $(VENV)/installed
-	$(BIN)/python bench/methods.py $* --data $(DATA)
+	$(BIN)/python bench/quality/methods.py $* --data $(DATA)
+
+grids: $(VENV)/installed ## the pictures of docs/methods
+	$(BIN)/python bench/quality/grids.py
+
+judges: classifier clip ## accuracy of what classifier and CLIP guidance are led by
+	$(BIN)/python bench/quality/judges.py out/noisy-classifier out/clip --data $(DATA)
+
+##@ GPU (bench/gpu)
+# without .venv it runs under PYTHON and installs nothing but this package: `python bench/gpu/gpu.py`
+gpu: ## all that a GPU can show, in nine minutes; needs nvcc
+	$(if $(wildcard $(VENV)/installed),$(BIN)/python,$(PYTHON)) bench/gpu/gpu.py $(ARGS)
+
+cuda-build: ## build, link and import the whole CUDA extension; needs nvcc, no GPU
+	PYTHON=$(PYTHON) bash scripts/cuda_build.sh
+
+##@ Models
+# Debian: apt-get install dataset-fashion-mnist
+model: $(VENV)/installed ## train the bundled model again
+	$(BIN)/fastguide train $(DATA) out/fashion --names '$(CLASSES)' --width 240 --attention-heads 4 \
+	  --negative 0.15 --steps 6000 --snapshot 750 --compile --dtype fp16
+	mkdir -p bench/models/fashion-weak
+	cp out/fashion/model.* fastguide/assets/fashion/
+	cp out/fashion/snapshot-750/model.* bench/models/fashion-weak/
+
+classifier: out/noisy-classifier/model.json ## train a classifier of noisy images
+clip: out/clip/model.json ## train encoders of images and class names
+
+out/noisy-classifier/model.json: | $(VENV)/installed
+	$(BIN)/fastguide classifier $(DATA) out/noisy-classifier --like fashion --steps 1200 \
+	  --save-every 200 --compile --dtype fp16
+
+out/clip/model.json: | $(VENV)/installed
+	$(BIN)/fastguide clip $(DATA) out/clip --like fashion --steps 400 \
+	  --save-every 200 --compile --dtype fp16
 
 # models that are trained for a study, once: the order-only prerequisite trains none anew
 out/eps/model.json: | $(VENV)/installed
@@ -87,48 +124,13 @@ out/nodrop/model.json: | $(VENV)/installed
 out/sims/model.json: | $(VENV)/installed
 	$(BIN)/fastguide sims fashion out/sims --samples 6000 --steps 400 --compile --dtype fp16
 
-# the pictures of docs/methods
-grids: $(VENV)/installed
-	$(BIN)/python bench/grids.py
-
-# without .venv it runs under PYTHON and installs nothing but this package: `python bench/gpu.py`
-gpu:
-	$(if $(wildcard $(VENV)/installed),$(BIN)/python,$(PYTHON)) bench/gpu.py $(ARGS)
-
-cuda-build:
-	PYTHON=$(PYTHON) bash scripts/cuda_build.sh
-
-# trains the bundled model again (Debian: apt-get install dataset-fashion-mnist)
-model: $(VENV)/installed
-	$(BIN)/fastguide train $(DATA) out/fashion --names '$(CLASSES)' --width 240 --attention-heads 4 \
-	  --negative 0.15 --steps 6000 --snapshot 750 --compile --dtype fp16
-	mkdir -p bench/models/fashion-weak
-	cp out/fashion/model.* fastguide/assets/fashion/
-	cp out/fashion/snapshot-750/model.* bench/models/fashion-weak/
-
-# a classifier of noisy images, for fg.ClassifierGuidance, and encoders for fg.CLIPGuidance
-classifier: out/noisy-classifier/model.json
-clip: out/clip/model.json
-
-out/noisy-classifier/model.json: | $(VENV)/installed
-	$(BIN)/fastguide classifier $(DATA) out/noisy-classifier --like fashion --steps 1200 \
-	  --save-every 200 --compile --dtype fp16
-
-out/clip/model.json: | $(VENV)/installed
-	$(BIN)/fastguide clip $(DATA) out/clip --like fashion --steps 400 \
-	  --save-every 200 --compile --dtype fp16
-
-# their accuracy at each noise level
-judges: classifier clip
-	$(BIN)/python bench/judges.py out/noisy-classifier out/clip --data $(DATA)
-
 $(VENV)/installed: $(VENV)/tools $(COMPILED)
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[test,bench]'
 	touch $@
 
 # the tools that the build needs, and the chosen torch before anything that depends on one
 $(VENV)/tools: $(VENV)/torch
-	$(BIN)/pip install --quiet 'setuptools>=77' wheel ninja pybind11
+	$(BIN)/pip install --quiet 'setuptools>=77' wheel ninja
 	touch $@
 
 # the file holds the choice, so that another TORCH or PYTHON installs anew
@@ -142,5 +144,11 @@ $(VENV)/torch: FORCE
 
 FORCE:
 
-clean:
+##@ Here
+help: ## this list
+	@awk -F ':.*## ' '/^##@ /{print "\n" substr($$0, 5)} /^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' \
+	  $(firstword $(MAKEFILE_LIST))
+	@echo; echo "  methods-FAMILY: $(FAMILIES:methods-%=%)"
+
+clean: ## remove the environment and all that was built
 	rm -rf $(VENV) .venv-cuda build out *.egg-info fastguide/*.so

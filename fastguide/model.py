@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from fastguide.process import EDM, VP, Flow, Prediction
+from fastguide.staging.modules import ByModules
 
 Net = Callable[[Tensor, Tensor, Any], Tensor]
 
@@ -32,6 +33,11 @@ class Model:
         variance: whether the network returns 2 C channels, the second half a variance per element
             in [-1, 1] (ADM, DiT-XL/2): what `ddpm(variance="learned")` reads.
         class_names: names of the class labels, where the condition is one.
+        usual: how a run of so many steps usually is, a `fastguide.sampling.course.Usual`; None for
+            the process's usual spacing and DDIM.
+        layers: for a network without stages of its own whose layers guidance should reach, which of
+            its submodules they are: a list of blocks ("blocks"), several, or "auto". `net` is then
+            `fg.ByModules(net, layers)`, which has further settings.
     """
 
     net: Net
@@ -43,6 +49,8 @@ class Model:
     negative: bool = False
     class_names: tuple[str, ...] = ()
     variance: bool = False
+    usual: Callable[[int], Any] | None = None
+    layers: str | Sequence[str] | None = None
 
     @property
     def parameter(self) -> Tensor | None:
@@ -59,6 +67,8 @@ class Model:
         return 2 if self.variance else self.heads
 
     def __post_init__(self) -> None:
+        if self.layers is not None and not isinstance(self.net, ByModules):
+            object.__setattr__(self, "net", ByModules(self.net, self.layers))
         if not callable(self.net):
             raise TypeError(f"net is {self.net!r}, but it should be a callable net(x, t, cond)")
         if not self.shape or any(side < 1 for side in self.shape):

@@ -53,7 +53,7 @@ _trials: dict[str, tuple[Mapping[str, int], set[str]]] = {}
 
 
 def read_tuned(path: Path) -> Tuned:
-    """What `bench/tune.py` wrote; nothing where there is no file.
+    """What `bench/gpu/tune.py` wrote; nothing where there is no file.
 
     Raises:
         ValueError: the file is damaged, or its kernels and settings are not those of DEFAULTS.
@@ -64,7 +64,7 @@ def read_tuned(path: Path) -> Tuned:
         tuned = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(
-            f"{path} is not JSON ({error}); `python bench/tune.py` writes it anew"
+            f"{path} is not JSON ({error}); `python bench/gpu/tune.py` writes it anew"
         ) from error
     check_tuned(str(path), tuned)
     return tuned

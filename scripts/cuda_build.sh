@@ -43,7 +43,7 @@ if [ "$(installed torch 2> /dev/null | cut -d+ -f1)" != "$torch_version" ]; then
   echo "cuda-build: installing torch $torch_version into $venv"
   run -m pip install --quiet "torch==$torch_version" || fail "torch $torch_version did not install"
 fi
-run -m pip install --quiet 'setuptools>=77' wheel ninja pybind11 \
+run -m pip install --quiet 'setuptools>=77' wheel ninja \
   numpy safetensors typer rich Pillow || fail "the build's tools did not install"
 torch_cuda=$(run -c 'import torch; print(torch.version.cuda or "")')
 [ -n "$torch_cuda" ] || fail "torch $torch_version is a build without CUDA"

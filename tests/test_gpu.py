@@ -19,9 +19,9 @@ from test_step import expected, extras_of, make
 
 import fastguide as fg
 from fastguide import ops, reference
-from fastguide.engine.run import Inputs
 from fastguide.nets import DiT
 from fastguide.ops.table import Extra
+from fastguide.sampling.inputs import make_inputs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -398,9 +398,9 @@ def test_a_replay_does_not_wait_for_the_device(graph):
     sampler = fg.Sampler(model, guidance, fg.ddpm, steps=5, graph=graph)
     labels, seeds = (torch.arange(4) % 3).cuda(), torch.arange(4).cuda()
     want = sampler(labels, seeds)
-    inputs = Inputs(sampler._bind(labels, None, 4), seeds)
+    inputs = make_inputs(sampler._planned, labels, None, seeds)
     with no_waiting():
-        got = sampler._run(sampler.plan, inputs)[0]
+        got = sampler._runner.run(sampler._planned, inputs)[0]
     assert torch.equal(got, want)
 
 

@@ -15,20 +15,29 @@ namespace {
 
 using Four = Vectors<4>::Float;
 
+// out = the four of {a0 ... a3, b0 ... b3} that INDEX names.
+template <int... INDEX>
+FASTGUIDE_INLINE void shuffle(Four& out, const Four& a, const Four& b) {
+#if defined(__clang__)
+  out = __builtin_shufflevector(a, b, INDEX...);
+#else
+  typedef int32_t Index __attribute__((vector_size(16)));
+  out = __builtin_shuffle(a, b, Index{INDEX...});
+#endif
+}
+
 // to[j][i] = from[i][j] for 4 x 4 numbers; their rows are `to_row` and `from_row` apart.
 FASTGUIDE_INLINE void transpose_four(float* to, int64_t to_row, const float* from,
                                      int64_t from_row) {
-  typedef int32_t Index __attribute__((vector_size(16)));
-  constexpr Index low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, last = {2, 3, 6, 7};
-  Four a, b, c, d;
+  Four a, b, c, d, ab, cd, ab_last, cd_last;
   read(a, from), read(b, from + from_row);
   read(c, from + 2 * from_row), read(d, from + 3 * from_row);
-  const Four ab = __builtin_shuffle(a, b, low), cd = __builtin_shuffle(c, d, low);
-  const Four ab_last = __builtin_shuffle(a, b, high), cd_last = __builtin_shuffle(c, d, high);
-  write(to, __builtin_shuffle(ab, cd, first));
-  write(to + to_row, __builtin_shuffle(ab, cd, last));
-  write(to + 2 * to_row, __builtin_shuffle(ab_last, cd_last, first));
-  write(to + 3 * to_row, __builtin_shuffle(ab_last, cd_last, last));
+  shuffle<0, 4, 1, 5>(ab, a, b), shuffle<0, 4, 1, 5>(cd, c, d);
+  shuffle<2, 6, 3, 7>(ab_last, a, b), shuffle<2, 6, 3, 7>(cd_last, c, d);
+  shuffle<0, 1, 4, 5>(a, ab, cd), shuffle<2, 3, 6, 7>(b, ab, cd);
+  shuffle<0, 1, 4, 5>(c, ab_last, cd_last), shuffle<2, 3, 6, 7>(d, ab_last, cd_last);
+  write(to, a), write(to + to_row, b);
+  write(to + 2 * to_row, c), write(to + 3 * to_row, d);
 }
 
 }  // namespace

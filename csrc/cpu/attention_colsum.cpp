@@ -6,8 +6,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
@@ -16,6 +14,7 @@
 #include "../online_softmax.h"
 #include "attention.h"
 #include "clones.h"
+#include "ops.h"
 
 namespace fastguide {
 namespace {
@@ -78,6 +77,8 @@ void add_softmax(float* sums, const Arguments& a, int64_t r, int64_t h, const fl
   std::copy_n(sum.data(), a.keys, sums);
 }
 
+}  // namespace
+
 at::Tensor attention_colsum(const at::Tensor& q, const at::Tensor& k, double scale) {
   const int64_t rows = q.size(0), heads = q.size(1), queries = q.size(2), dim = q.size(3);
   const int64_t keys = k.size(2);
@@ -98,7 +99,7 @@ at::Tensor attention_colsum(const at::Tensor& q, const at::Tensor& k, double sca
                   std::min(start + share, queries));
     }
   });
-  const at::Tensor out = at::empty({rows, keys}, q.options().dtype(at::kFloat));
+  const at::Tensor out = q.new_empty({rows, keys}, at::kFloat);
   float* sums = out.mutable_data_ptr<float>();
   std::fill_n(sums, rows * keys, 0.0f);
   for (int64_t i = 0; i < rows * heads * shares; ++i) {
@@ -109,9 +110,4 @@ at::Tensor attention_colsum(const at::Tensor& q, const at::Tensor& k, double sca
   return out;
 }
 
-}  // namespace
 }  // namespace fastguide
-
-TORCH_LIBRARY_IMPL(fastguide, CPU, m) {
-  m.impl("attention_colsum", &fastguide::attention_colsum);
-}

@@ -7,10 +7,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/mean.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -21,6 +17,7 @@
 #include "blur_axis.h"
 #include "clones.h"
 #include "dtype.h"
+#include "ops.h"
 
 namespace fastguide {
 namespace {
@@ -155,13 +152,13 @@ struct Arguments {
 };
 
 // Channels lie together.
-void blur_channels(const Arguments& a) {
+void blur_channels(const Arguments& a, const at::Tensor& x) {
   const int64_t runs = (a.channels + kLanes - 1) / kLanes;
   const auto down = a.axes(a.height, kRows), across = a.axes(a.width, kRows);
   const int64_t line = round_up(std::max(a.height, a.width), kRows) * kLanes;
   const int64_t column = a.height * kLanes + 16;  // no power of two, which would crowd a cache set
   const int64_t size = 2 * line + round_up(a.width, kRows) * column;
-  const at::Tensor scratch = at::empty({at::get_num_threads(), size}, at::kFloat);
+  const at::Tensor scratch = x.new_empty({at::get_num_threads(), size}, at::kFloat);
   float* buffers = scratch.mutable_data_ptr<float>();
   const int64_t area = a.height * a.width;
   at::parallel_for(0, a.rows * runs, grain(area * kLanes), [&](int64_t begin, int64_t end) {
@@ -187,11 +184,11 @@ void blur_channels(const Arguments& a) {
 }
 
 // Pixels lie together: down the columns to `middle`, along the rows from there.
-void blur_pixels(const Arguments& a) {
+void blur_pixels(const Arguments& a, const at::Tensor& x) {
   const auto down = a.axes(a.height, kRows), across = a.axes(a.width, kLanes);
   const int64_t runs = (a.width + kLanes - 1) / kLanes, lines = (a.height + kRows - 1) / kRows;
   const int64_t planes = a.rows * a.channels, plane = lines * kRows * a.width;
-  const at::Tensor scratch = at::empty({planes, plane}, at::kFloat);
+  const at::Tensor scratch = x.new_empty({planes, plane}, at::kFloat);
   float* middle = scratch.mutable_data_ptr<float>();
   const int64_t columns = planes * runs;
   at::parallel_for(0, columns, grain(a.height * kLanes), [&](int64_t begin, int64_t end) {
@@ -232,11 +229,13 @@ void fill(at::Tensor out, const at::Tensor& x, float sigma) {
   if (sigma == 0.0f) {
     out.copy_(x);
   } else if (sigma > 0.0f) {
-    out.copy_(at::mean(x, {1}, /*keepdim=*/true, at::kFloat));
+    out.copy_(x.mean({1}, /*keepdim=*/true, at::kFloat));
   } else {
     out.fill_(std::numeric_limits<float>::quiet_NaN());
   }
 }
+
+}  // namespace
 
 at::Tensor blur(const at::Tensor& x, const std::optional<at::Tensor>& sigmas, double sigma,
                 int64_t height, int64_t width, int64_t kernel_size) {
@@ -246,9 +245,9 @@ at::Tensor blur(const at::Tensor& x, const std::optional<at::Tensor>& sigmas, do
               "blur: call fastguide.ops.blur");
   const bool pixels = x.stride(1) == 1 && x.stride(2) != 1;
   const at::Tensor in = pixels || x.stride(2) == 1 ? x : x.contiguous();
-  at::Tensor out = pixels ? at::empty_like(x.transpose(1, 2), at::MemoryFormat::Contiguous)
-                                .transpose(1, 2)
-                          : at::empty_like(x, at::MemoryFormat::Contiguous);
+  const at::Tensor out = pixels
+                             ? x.new_empty({x.size(0), x.size(2), x.size(1)}).transpose(1, 2)
+                             : x.new_empty(x.sizes());
   if (out.numel() == 0) return out;
   Arguments a{};
   a.out = out.mutable_data_ptr(), a.x = in.const_data_ptr(), a.type = type_of(x, "blur");
@@ -258,7 +257,7 @@ at::Tensor blur(const at::Tensor& x, const std::optional<at::Tensor>& sigmas, do
   a.kernel_size = kernel_size;
   a.sigmas.assign(a.rows, static_cast<float>(sigma));
   if (sigmas) std::copy_n(sigmas->const_data_ptr<float>(), a.rows, a.sigmas.begin());
-  pixels ? blur_pixels(a) : blur_channels(a);
+  pixels ? blur_pixels(a, x) : blur_channels(a, x);
   if (!sigmas && a.skips(0)) {
     fill(out, in, a.sigmas[0]);
   } else {
@@ -269,7 +268,4 @@ at::Tensor blur(const at::Tensor& x, const std::optional<at::Tensor>& sigmas, do
   return out;
 }
 
-}  // namespace
 }  // namespace fastguide
-
-TORCH_LIBRARY_IMPL(fastguide, CPU, m) { m.impl("blur", &fastguide::blur); }

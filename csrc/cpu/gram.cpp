@@ -6,8 +6,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cstring>
@@ -16,6 +14,7 @@
 
 #include "branch.h"
 #include "clones.h"
+#include "ops.h"
 #include "vectors.h"
 
 namespace fastguide {
@@ -198,6 +197,8 @@ void sum_chunk(double* sums, const Arguments& a, int64_t sample, int64_t start, 
   }
 }
 
+}  // namespace
+
 at::Tensor gram(const at::Tensor& x, at::TensorList branches, const at::Tensor& base,
                 int64_t deltas, const std::optional<at::Tensor>& factor, int64_t factored) {
   const int64_t batch = x.size(0), numel = x.size(1) * x.size(2);
@@ -224,7 +225,7 @@ at::Tensor gram(const at::Tensor& x, at::TensorList branches, const at::Tensor& 
       sum_chunk(partial.data() + i * count, a, i / chunks, start, std::min(kChunk, numel - start));
     }
   });
-  const at::Tensor out = at::empty({batch, n, n + 1}, x.options().dtype(at::kDouble));
+  const at::Tensor out = x.new_empty({batch, n, n + 1}, at::kDouble);
   double* to = out.mutable_data_ptr<double>();
   for (int64_t sample = 0; sample < batch; ++sample, to += n * (n + 1)) {
     double* sums = partial.data() + sample * chunks * count;
@@ -239,7 +240,4 @@ at::Tensor gram(const at::Tensor& x, at::TensorList branches, const at::Tensor& 
   return out;
 }
 
-}  // namespace
 }  // namespace fastguide
-
-TORCH_LIBRARY_IMPL(fastguide, CPU, m) { m.impl("gram", &fastguide::gram); }

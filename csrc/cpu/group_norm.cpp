@@ -7,13 +7,10 @@
 
 #include "group_norm.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
 #include <cmath>
 #include <tuple>
 
+#include "ops.h"
 #include "sigmoid.h"
 
 namespace fastguide {
@@ -163,6 +160,8 @@ FASTGUIDE_LEVEL("default")
 #endif
 void compute(const Arguments& a, Scratch& s, const Block& b) { block_of<4>(a, s, b); }
 
+}  // namespace
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm(const at::Tensor& tokens,
                                                           const at::Tensor& gamma,
                                                           const at::Tensor& beta, int64_t groups,
@@ -171,9 +170,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm(const at::Tensor& toke
   TORCH_CHECK(tokens.dim() == 3 && tokens.is_contiguous() && groups > 0 &&
                   tokens.size(2) % groups == 0 && are_rows(gamma, tokens) && are_rows(beta, tokens),
               "group_norm: call fastguide.ops.group_norm");
-  const at::Tensor out = at::empty_like(tokens);
-  const at::Tensor mean = at::empty({tokens.size(0), groups}, gamma.options());
-  const at::Tensor inverse = at::empty_like(mean);
+  const at::Tensor out = tokens.new_empty(tokens.sizes());
+  const at::Tensor mean = gamma.new_empty({tokens.size(0), groups});
+  const at::Tensor inverse = mean.new_empty(mean.sizes());
   const Arguments a{tokens.const_data_ptr(),
                     out.mutable_data_ptr(),
                     type_of(tokens, "group_norm"),
@@ -196,7 +195,4 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm(const at::Tensor& toke
   return {out, mean, inverse};
 }
 
-}  // namespace
 }  // namespace fastguide
-
-TORCH_LIBRARY_IMPL(fastguide, CPU, m) { m.impl("group_norm", &fastguide::group_norm); }

@@ -7,13 +7,10 @@
 // there, which takes less time than another exponential. A block stays in the L2 cache up to some
 // 1,000 tokens.
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
 #include <tuple>
 
 #include "group_norm.h"
+#include "ops.h"
 #include "sigmoid.h"
 
 namespace fastguide {
@@ -181,6 +178,8 @@ FASTGUIDE_LEVEL("default")
 #endif
 void compute(const Arguments& a, Scratch& s, const Block& b) { block_of<4>(a, s, b); }
 
+}  // namespace
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
     const at::Tensor& outward, const at::Tensor& tokens, const at::Tensor& mean,
     const at::Tensor& inverse, const at::Tensor& gamma, const at::Tensor& beta, bool silu) {
@@ -196,9 +195,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
                   tokens.size(2) % mean.size(1) == 0 && are_rows(gamma, tokens) &&
                   are_rows(beta, tokens),
               "group_norm_backward: call fastguide.ops.group_norm");
-  const at::Tensor of_tokens = at::empty_like(tokens);
-  const at::Tensor of_gamma = at::empty({tokens.size(0), tokens.size(2)}, gamma.options());
-  const at::Tensor of_beta = at::empty_like(of_gamma);
+  const at::Tensor of_tokens = tokens.new_empty(tokens.sizes());
+  const at::Tensor of_gamma = gamma.new_empty({tokens.size(0), tokens.size(2)});
+  const at::Tensor of_beta = of_gamma.new_empty(of_gamma.sizes());
   const Arguments a{outward.const_data_ptr(),
                     tokens.const_data_ptr(),
                     of_tokens.mutable_data_ptr(),
@@ -224,9 +223,4 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
   return {of_tokens, of_gamma, of_beta};
 }
 
-}  // namespace
 }  // namespace fastguide
-
-TORCH_LIBRARY_IMPL(fastguide, CPU, m) {
-  m.impl("group_norm_backward", &fastguide::group_norm_backward);
-}

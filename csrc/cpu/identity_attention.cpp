@@ -5,8 +5,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
@@ -16,6 +14,7 @@
 #include "../online_softmax.h"
 #include "attention.h"
 #include "clones.h"
+#include "ops.h"
 
 namespace fastguide {
 namespace {
@@ -107,6 +106,8 @@ void run(const Arguments& a, Scratch& s, int64_t r, int64_t h, int64_t start, in
   }
 }
 
+}  // namespace
+
 at::Tensor identity_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                               const at::Tensor& context_k, const at::Tensor& context_v,
                               double scale, const std::optional<at::Tensor>& context_mask) {
@@ -119,7 +120,7 @@ at::Tensor identity_attention(const at::Tensor& q, const at::Tensor& k, const at
                   context_k.size(0) == rows && context_k.size(1) == heads &&
                   context_k.size(3) == dim,
               "identity_attention: call fastguide.ops.identity_attention");
-  const at::Tensor out = at::empty({rows, queries, heads, dim}, q.options());
+  const at::Tensor out = q.new_empty({rows, queries, heads, dim});
   const bool masked = context_mask.has_value();
   const Arguments a{Heads(q),
                     Heads(k),
@@ -148,9 +149,4 @@ at::Tensor identity_attention(const at::Tensor& q, const at::Tensor& k, const at
   return out.transpose(1, 2);
 }
 
-}  // namespace
 }  // namespace fastguide
-
-TORCH_LIBRARY_IMPL(fastguide, CPU, m) {
-  m.impl("identity_attention", &fastguide::identity_attention);
-}

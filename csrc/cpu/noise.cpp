@@ -4,14 +4,13 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <optional>
 
 #include "../philox.h"
 #include "clones.h"
+#include "ops.h"
 
 namespace fastguide {
 
@@ -47,6 +46,8 @@ namespace {
 
 constexpr int64_t kChunk = 4096;
 
+}  // namespace
+
 // The evaluation is that of the counter, where there is one.
 at::Tensor noise(const at::Tensor& seeds, int64_t evaluation, int64_t numel,
                  const std::optional<at::Tensor>& counter) {
@@ -55,7 +56,7 @@ at::Tensor noise(const at::Tensor& seeds, int64_t evaluation, int64_t numel,
               "noise: call fastguide.ops.noise");
   if (counter) evaluation = *counter->const_data_ptr<int64_t>();
   const int64_t batch = seeds.numel();
-  at::Tensor out = at::empty({batch, numel}, seeds.options().dtype(at::kFloat));
+  at::Tensor out = seeds.new_empty({batch, numel}, at::kFloat);
   const int64_t* seed = seeds.const_data_ptr<int64_t>();
   float* data = out.mutable_data_ptr<float>();
   const int64_t chunks = (numel + kChunk - 1) / kChunk;
@@ -72,7 +73,4 @@ at::Tensor noise(const at::Tensor& seeds, int64_t evaluation, int64_t numel,
   return out;
 }
 
-}  // namespace
 }  // namespace fastguide
-
-TORCH_LIBRARY_IMPL(fastguide, CPU, m) { m.impl("noise", &fastguide::noise); }

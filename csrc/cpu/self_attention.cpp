@@ -4,12 +4,10 @@
 // exist for a chunk of the keys. Reads qkv once, k and v again where several threads share a head.
 // 4 N^2 D flops and N^2 exponentials a head.
 
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <limits>
 #include <tuple>
 
+#include "ops.h"
 #include "self_attention.h"
 
 namespace fastguide {
@@ -89,12 +87,14 @@ void run(const Arguments& a, Scratch& s, int64_t r, int64_t h, int64_t start, in
   }
 }
 
+}  // namespace
+
 std::tuple<at::Tensor, at::Tensor> self_attention(const at::Tensor& qkv, int64_t heads) {
   TORCH_CHECK(is_packed(qkv, heads), "self_attention: call fastguide.ops.self_attention");
   const int64_t rows = qkv.size(0), tokens = qkv.size(1), width = qkv.size(2) / 3;
   const int64_t dim = width / heads;
-  const at::Tensor out = at::empty({rows, tokens, width}, qkv.options());
-  const at::Tensor lse = at::empty({rows, heads, tokens}, qkv.options().dtype(at::kFloat));
+  const at::Tensor out = qkv.new_empty({rows, tokens, width});
+  const at::Tensor lse = qkv.new_empty({rows, heads, tokens}, at::kFloat);
   const Arguments a{Packed(qkv, heads),
                     heads,
                     tokens,
@@ -116,7 +116,4 @@ std::tuple<at::Tensor, at::Tensor> self_attention(const at::Tensor& qkv, int64_t
   return {out, lse};
 }
 
-}  // namespace
 }  // namespace fastguide
-
-TORCH_LIBRARY_IMPL(fastguide, CPU, m) { m.impl("self_attention", &fastguide::self_attention); }

@@ -6,9 +6,7 @@
 // blocks of queries. Reads k and v once, and what belongs to queries once for each chunk.
 // 10 N^2 D flops and N^2 exponentials a head.
 
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
+#include "ops.h"
 #include "self_attention.h"
 
 namespace fastguide {
@@ -149,6 +147,8 @@ void head(const Arguments& a, Scratch& s, int64_t r, int64_t h) {
   }
 }
 
+}  // namespace
+
 at::Tensor self_attention_backward(const at::Tensor& outward, const at::Tensor& qkv,
                                    const at::Tensor& out, const at::Tensor& lse, int64_t heads) {
   const auto is_out = [&](const at::Tensor& x) {
@@ -161,7 +161,7 @@ at::Tensor self_attention_backward(const at::Tensor& outward, const at::Tensor& 
                   lse.size(2) == qkv.size(1),
               "self_attention_backward: call fastguide.ops.self_attention");
   const int64_t rows = qkv.size(0), tokens = qkv.size(1), dim = qkv.size(2) / 3 / heads;
-  const at::Tensor gradient = at::empty_like(qkv);
+  const at::Tensor gradient = qkv.new_empty(qkv.sizes());
   const Arguments a{Packed(qkv, heads),
                     by_head(outward, heads),
                     by_head(out, heads),
@@ -180,9 +180,4 @@ at::Tensor self_attention_backward(const at::Tensor& outward, const at::Tensor& 
   return gradient;
 }
 
-}  // namespace
 }  // namespace fastguide
-
-TORCH_LIBRARY_IMPL(fastguide, CPU, m) {
-  m.impl("self_attention_backward", &fastguide::self_attention_backward);
-}

@@ -6,7 +6,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -18,6 +17,7 @@
 #include "clones.h"
 #include "dtype.h"
 #include "noise.h"
+#include "ops.h"
 
 namespace fastguide {
 namespace {
@@ -199,6 +199,8 @@ void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
   }
 }
 
+}  // namespace
+
 void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
           const at::Tensor& table, const at::Tensor& evaluation,
           const std::optional<at::Tensor>& seeds, const std::optional<at::Tensor>& noise,
@@ -249,7 +251,4 @@ void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
   });
 }
 
-}  // namespace
 }  // namespace fastguide
-
-TORCH_LIBRARY_IMPL(fastguide, CPU, m) { m.impl("step", &fastguide::step); }

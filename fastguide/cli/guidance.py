@@ -6,7 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastguide.guidance import Guidance, Schedule
+    from fastguide.guidance.base import Guidance
+    from fastguide.guidance.schedule import Schedule
     from fastguide.model import Model
 
 SCHEDULES = "constant, linear:START,END, cosine[:POWER] or interval:LOW,HIGH"

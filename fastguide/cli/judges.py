@@ -2,65 +2,91 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from fastguide.cli.dtypes import STORED, dtype_of
+from fastguide.cli.options import settings_as_options
 from fastguide.cli.progress import training
+from fastguide.cli.train import Data, Names, Out, Snapshot, Stored, class_names
+from fastguide.training.judges import JudgeConfig
 
 if TYPE_CHECKING:
     from fastguide.process import EDM, VP, Flow, Prediction
-    from fastguide.training import Images, LoopConfig
+    from fastguide.training import Images
 
-Data = Annotated[Path, typer.Argument(help="folder with IDX files, or a subfolder per class")]
-Out = Annotated[Path, typer.Argument(help="folder for the result; an interrupted run goes on")]
-Names = Annotated[str, typer.Option(help="class names, with commas, for IDX files")]
-Like = Annotated[str, typer.Option(help="the model to guide, for its noise: bundled, or a folder")]
-PredictionName = Annotated[
-    str, typer.Option(help="without --like, of the model to guide: flow, eps, x0, v or edm")
-]
-Betas = Annotated[
-    str, typer.Option(help="without --like, of eps, x0 and v: linear, scaled_linear or cosine")
-]
-Width = Annotated[int, typer.Option(help="channels at full size")]
-Multipliers = Annotated[
-    str, typer.Option(help="each level's channels, in widths; a level halves the size")
-]
-ResBlocks = Annotated[int, typer.Option(help="residual blocks a level")]
-Attention = Annotated[str, typer.Option(help="levels that attend: how many times smaller they are")]
-HeadChannels = Annotated[int, typer.Option(help="channels of an attention head")]
-Groups = Annotated[int, typer.Option(help="of the group norms")]
-Autocast = Annotated[bool, typer.Option(help="bf16 matrix products")]
-Compile = Annotated[bool, typer.Option(help="torch.compile the network")]
-Stored = Annotated[str, typer.Option(help="of the stored weights: fp32 or fp16")]
-Snapshot = Annotated[list[int] | None, typer.Option(help="steps to keep a result at")]
+NO_OPTIONS = ("warmup", "snapshots", "lengths", "keep_every")
 
 
+@dataclass(frozen=True)
+class NoiseOptions:
+    """Whose noise the images get.
+
+    Args:
+        like: the model to guide, for its noise: bundled, or a folder.
+        prediction: without --like, of the model to guide: flow, eps, x0, v or edm.
+        betas: without --like, of eps, x0 and v: linear, scaled_linear or cosine.
+    """
+
+    like: str = ""
+    prediction: str = "flow"
+    betas: str = "cosine"
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The encoder of images.
+
+    Args:
+        width: channels at full size.
+        multipliers: each level's channels, in widths; a level halves the size.
+        res_blocks: residual blocks a level.
+        attention: levels that attend: how many times smaller they are.
+        head_channels: channels of an attention head.
+        groups: of the group norms.
+    """
+
+    width: int = 32
+    multipliers: tuple[int, ...] = (1, 2, 4)
+    res_blocks: int = 1
+    attention: tuple[int, ...] = (4,)
+    head_channels: int = 32
+    groups: int = 8
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """The encoder of texts.
+
+    Args:
+        dimensions: of the common space.
+        text_width: of the text tower.
+        text_depth: blocks of the text tower.
+        text_heads: heads of a block of the text tower.
+        text_length: most bytes of a text.
+    """
+
+    dimensions: int = 64
+    text_width: int = 64
+    text_depth: int = 2
+    text_heads: int = 4
+    text_length: int = 64
+
+
+@settings_as_options(without=NO_OPTIONS)
 def classifier(
     context: typer.Context,
     data: Data,
     out: Out,
+    *,
     names: Names = "",
-    like: Like = "",
-    prediction: PredictionName = "flow",
-    betas: Betas = "cosine",
-    steps: int = 2000,
-    batch: int = 128,
-    rate: float = 1e-3,
-    width: Width = 32,
-    multipliers: Multipliers = "1,2,4",
-    res_blocks: ResBlocks = 1,
-    attention: Attention = "4",
-    head_channels: HeadChannels = 32,
-    groups: Groups = 8,
-    ema: float = 0.99,
-    seed: int = 0,
-    autocast: Autocast = True,
-    compile: Compile = False,
-    save_every: int = 500,
+    noise: NoiseOptions,
+    tower: Tower,
+    config: JudgeConfig,
     dtype: Stored = "fp32",
     snapshot: Snapshot = None,
 ) -> None:
@@ -68,56 +94,23 @@ def classifier(
     from fastguide.nets import Encoder
     from fastguide.training import train_classifier
 
-    stored = dtype_of(dtype, STORED)
-    noise = _noise(context, data, names, like, prediction, betas)
-    net = Encoder(
-        len(noise.images.class_names),
-        **_tower(noise, width, multipliers, res_blocks, attention, head_channels, groups),
-    )
-    config = _loop(
-        steps,
-        snapshot,
-        batch=batch,
-        rate=rate,
-        ema=ema,
-        seed=seed,
-        autocast=autocast,
-        compile=compile,
-        save_every=save_every,
-    )
-    with training(steps) as report:
-        train_classifier(
-            net, noise.images, noise.process, noise.prediction, config, out, report, stored
-        )
+    def make(images: Images, **rest: Any) -> Encoder:
+        return Encoder(len(images.class_names), **asdict(tower), **rest)
+
+    _train(context, data, out, names, noise, config, dtype, snapshot, make, train_classifier)
 
 
+@settings_as_options(without=NO_OPTIONS)
 def clip(
     context: typer.Context,
     data: Data,
     out: Out,
+    *,
     names: Names = "",
-    like: Like = "",
-    prediction: PredictionName = "flow",
-    betas: Betas = "cosine",
-    steps: int = 2000,
-    batch: int = 128,
-    rate: float = 1e-3,
-    width: Width = 32,
-    multipliers: Multipliers = "1,2,4",
-    res_blocks: ResBlocks = 1,
-    attention: Attention = "4",
-    head_channels: HeadChannels = 32,
-    groups: Groups = 8,
-    dimensions: Annotated[int, typer.Option(help="of the common space")] = 64,
-    text_width: Annotated[int, typer.Option(help="of the text tower")] = 64,
-    text_depth: Annotated[int, typer.Option(help="blocks of the text tower")] = 2,
-    text_heads: Annotated[int, typer.Option(help="heads of a block of the text tower")] = 4,
-    text_length: Annotated[int, typer.Option(help="most bytes of a text")] = 64,
-    ema: float = 0.99,
-    seed: int = 0,
-    autocast: Autocast = True,
-    compile: Compile = False,
-    save_every: int = 500,
+    noise: NoiseOptions,
+    tower: Tower,
+    text: TextTower,
+    config: JudgeConfig,
     dtype: Stored = "fp32",
     snapshot: Snapshot = None,
 ) -> None:
@@ -127,41 +120,41 @@ def clip(
     from fastguide.nets import TextImageNet
     from fastguide.training import train_text_image
 
+    def make(images: Images, **rest: Any) -> TextImageNet:
+        of_text = asdict(text)
+        return TextImageNet(of_text.pop("dimensions"), **of_text, **asdict(tower), **rest)
+
+    _train(context, data, out, names, noise, config, dtype, snapshot, make, train_text_image)
+
+
+def _train(
+    context: typer.Context,
+    data: Path,
+    out: Path,
+    names: str,
+    noise: NoiseOptions,
+    config: JudgeConfig,
+    dtype: str,
+    snapshot: list[int] | None,
+    make: Callable[..., Any],
+    run: Callable[..., object],
+) -> None:
+    """What both commands do: `run` teaches the network of `make`."""
+    from fastguide.cli import nets
+
     stored = dtype_of(dtype, STORED)
-    noise = _noise(context, data, names, like, prediction, betas)
-    net = TextImageNet(
-        dimensions,
-        **_tower(noise, width, multipliers, res_blocks, attention, head_channels, groups),
-        text_width=text_width,
-        text_depth=text_depth,
-        text_heads=text_heads,
-        text_length=text_length,
+    seen = _noised(context, data, names, noise)
+    scale = nets.time_scale(seen.process, seen.prediction)
+    net = make(seen.images, channels=seen.images.pixels.shape[1], time_scale=scale)
+    config = replace(
+        config, warmup=min(config.warmup, config.steps), snapshots=tuple(snapshot or ())
     )
-    config = _loop(
-        steps,
-        snapshot,
-        batch=batch,
-        rate=rate,
-        ema=ema,
-        seed=seed,
-        autocast=autocast,
-        compile=compile,
-        save_every=save_every,
-    )
-    with training(steps) as report:
-        train_text_image(
-            net, noise.images, noise.process, noise.prediction, config, out, report, stored
-        )
-
-
-def _loop(steps: int, snapshot: list[int] | None, **rest: Any) -> LoopConfig:
-    from fastguide.training import LoopConfig
-
-    return LoopConfig(steps=steps, warmup=min(200, steps), snapshots=tuple(snapshot or ()), **rest)
+    with training(config.steps) as report:
+        run(net, seen.images, seen.process, seen.prediction, config, out, report, stored)
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noised:
     """The images, and whose noise they get."""
 
     images: Images
@@ -169,18 +162,16 @@ class Noise:
     prediction: Prediction
 
 
-def _noise(
-    context: typer.Context, data: Path, names: str, like: str, prediction: str, betas: str
-) -> Noise:
+def _noised(context: typer.Context, data: Path, names: str, noise: NoiseOptions) -> Noised:
     import fastguide as fg
     from fastguide.cli import nets
     from fastguide.training import load_images
 
-    chosen = tuple(filter(None, names.split(",")))
+    chosen, like = class_names(names), noise.like
     if not like:
-        kind = fg.Prediction(prediction)  # type: ignore[arg-type]
-        process = nets.make_process(prediction, betas)
-        return Noise(load_images(data, names=chosen), process, kind)
+        kind = fg.Prediction(noise.prediction)  # type: ignore[arg-type]
+        process = nets.make_process(noise.prediction, noise.betas)
+        return Noised(load_images(data, names=chosen), process, kind)
     for name in ("prediction", "betas"):
         if nets.given(context, name):
             raise ValueError(f"{name} is given beside like, {like!r}, which has its own")
@@ -189,27 +180,4 @@ def _noise(
     shape = tuple(images.pixels.shape[1:])
     if shape != model.shape:
         raise ValueError(f"data has images of shape {shape}, but {like!r} has {model.shape}")
-    return Noise(images, model.process, model.prediction)
-
-
-def _tower(
-    noise: Noise,
-    width: int,
-    multipliers: str,
-    res_blocks: int,
-    attention: str,
-    head_channels: int,
-    groups: int,
-) -> dict[str, Any]:
-    from fastguide.cli import nets
-
-    return {
-        "channels": noise.images.pixels.shape[1],
-        "width": width,
-        "multipliers": nets.numbers("multipliers", multipliers),
-        "res_blocks": res_blocks,
-        "attention": nets.numbers("attention", attention),
-        "head_channels": head_channels,
-        "groups": groups,
-        "time_scale": nets.time_scale(noise.process, noise.prediction),
-    }
+    return Noised(images, model.process, model.prediction)

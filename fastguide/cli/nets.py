@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +12,47 @@ if TYPE_CHECKING:
     from fastguide.nets import DiT, UNet
     from fastguide.process import EDM, VP, Flow, Prediction
     from fastguide.training import Images, Recipe
+    from fastguide.training.trainable import Denoiser
+
+
+@dataclass(frozen=True)
+class NetOptions:
+    """What `fastguide train` makes.
+
+    Args:
+        net: dit, a transformer, or unet, the U-Net of ADM.
+        width: of the network: dit 192, unet 64.
+        depth: dit: blocks.
+        patch: dit: pixels a side of a token.
+        attention_heads: dit: heads a block.
+        multipliers: unet: each level's channels, in widths; a level halves the size.
+        res_blocks: unet: residual blocks a level.
+        attention: unet: which levels attend: how many times smaller they are.
+        head_channels: unet: channels of an attention head.
+        variance: unet: learn the variance too, for ddpm:variance=learned.
+        irrelevant: dit: share of rows with an irrelevant condition; 0.1, 0 where split.
+        negative: dit: share of rows with a negative condition.
+        dropout: share of rows without a condition.
+        split: dit: keep the second head from the condition by construction.
+        unconditional: no condition at all.
+    """
+
+    net: str = "dit"
+    width: int | None = None
+    depth: int = 6
+    patch: int = 4
+    attention_heads: int = 6
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    res_blocks: int = 2
+    attention: tuple[int, ...] = (2, 4)
+    head_channels: int = 64
+    variance: bool = False
+    irrelevant: float | None = None
+    negative: float = 0.1
+    dropout: float = 0.1
+    split: bool = True
+    unconditional: bool = False
+
 
 OPTIONS = {
     "dit": ("depth", "patch", "attention_heads", "irrelevant", "negative", "split"),
@@ -44,73 +86,60 @@ def make_process(prediction: str, betas: str) -> VP | EDM | Flow:
     return EDM() if prediction == "edm" else VP(betas)  # type: ignore[arg-type]
 
 
-def make_dit(
-    images: Images,
-    process: VP | EDM | Flow,
-    prediction: Prediction,
-    width: int,
-    depth: int,
-    patch: int,
-    attention_heads: int,
-    irrelevant: float | None,
-    negative: float,
-    dropout: float,
-    split: bool,
-    unconditional: bool,
-) -> tuple[DiT, Recipe]:
-    """A DiT and the recipe that teaches it as many heads as the options ask for."""
+def make_network(
+    options: NetOptions, images: Images, process: VP | EDM | Flow, prediction: Prediction
+) -> tuple[Denoiser, Recipe]:
+    """The network, and the recipe that teaches it what the options ask for."""
+    classes = 0 if options.unconditional else len(images.class_names)
+    known = (images.pixels.shape[1], classes, time_scale(process, prediction))
+    return (_dit if options.net == "dit" else _unet)(options, *known)
+
+
+def _dit(options: NetOptions, channels: int, classes: int, time_scale: float) -> tuple[DiT, Recipe]:
+    """A DiT with as many heads as are asked for."""
     from fastguide.nets import DiT
     from fastguide.training import Recipe
 
-    if unconditional:
+    split, irrelevant, dropout = options.split, options.irrelevant, options.dropout
+    if options.unconditional:
         split, irrelevant, dropout = False, 0.0, 0.0
     if irrelevant is None:
         irrelevant = 0.0 if split else 0.1
     second = split or irrelevant > 0
     net = DiT(
-        channels=images.pixels.shape[1],
-        patch=patch,
-        width=width,
-        depth=depth,
-        attention_heads=attention_heads,
-        classes=0 if unconditional else len(images.class_names),
+        channels=channels,
+        patch=options.patch,
+        width=192 if options.width is None else options.width,
+        depth=options.depth,
+        attention_heads=options.attention_heads,
+        classes=classes,
         heads=2 if second else 1,
-        negative=second and negative > 0,
+        negative=second and options.negative > 0,
         split=split,
-        time_scale=time_scale(process, prediction),
+        time_scale=time_scale,
     )
-    return net, Recipe(irrelevant, negative if second else 0.0, dropout)
+    return net, Recipe(irrelevant, options.negative if second else 0.0, dropout)
 
 
-def make_unet(
-    images: Images,
-    process: VP | EDM | Flow,
-    prediction: Prediction,
-    width: int,
-    multipliers: str,
-    res_blocks: int,
-    attention: str,
-    head_channels: int,
-    variance: bool,
-    dropout: float,
-    unconditional: bool,
+def _unet(
+    options: NetOptions, channels: int, classes: int, time_scale: float
 ) -> tuple[UNet, Recipe]:
-    """A U-Net and the recipe that leaves the condition out of some rows."""
+    """A U-Net, for which the condition is left out of some rows."""
     from fastguide.nets import UNet
     from fastguide.training import Recipe
 
     net = UNet(
-        channels=images.pixels.shape[1],
-        width=width,
-        multipliers=numbers("multipliers", multipliers),
-        res_blocks=res_blocks,
-        attention=numbers("attention", attention),
-        head_channels=head_channels,
-        classes=0 if unconditional else len(images.class_names),
-        variance=variance,
-        time_scale=time_scale(process, prediction),
+        channels=channels,
+        width=64 if options.width is None else options.width,
+        multipliers=options.multipliers,
+        res_blocks=options.res_blocks,
+        attention=options.attention,
+        head_channels=options.head_channels,
+        classes=classes,
+        variance=options.variance,
+        time_scale=time_scale,
     )
-    return net, Recipe(dropout=0.0 if unconditional else dropout)
+    return net, Recipe(dropout=options.dropout if classes else 0.0)
 
 
 def time_scale(process: VP | EDM | Flow, prediction: Prediction) -> float:
@@ -122,11 +151,3 @@ def time_scale(process: VP | EDM | Flow, prediction: Prediction) -> float:
     if prediction.log_time is not None:
         return 62.5 / prediction.log_time
     return 1000.0 if isinstance(process, Flow) else 1.0
-
-
-def numbers(argument: str, text: str) -> tuple[int, ...]:
-    """ "1,2,2" to (1, 2, 2); "" to ()."""
-    parts = [part.strip() for part in text.split(",")] if text else []
-    if not all(part.isdigit() for part in parts):
-        raise ValueError(f"{argument} is {text!r}, but it should be whole numbers, as in 1,2,2")
-    return tuple(int(part) for part in parts)

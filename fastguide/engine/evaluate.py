@@ -117,9 +117,9 @@ class Evaluate:
         positive = parts[POSITIVE]
         branches, deltas, factored, shift = [positive], 0, 0, None
         for k, branch in enumerate(pattern.branches[1:], 1):
-            tensor, given = self._delta(at, pattern, branch, parts, x, state, graph)
+            weight = weights[:, 1 + k].view(-1, *[1] * (state.ndim - 1))
+            tensor, given = self._delta(at, pattern, branch, weight, parts, x, state, graph)
             if branch.potential is not None and branch.potential.mean:
-                weight = weights[:, 1 + k].view(-1, *[1] * (state.ndim - 1))
                 shift = weight * tensor if shift is None else shift + weight * tensor
                 continue
             if branch.high_pass is not None:
@@ -132,7 +132,8 @@ class Evaluate:
                 tensor, given = facts[Fact.ALPHA] * chained, True
                 how = None
             if branch.projection is not None and branch.projection.momentum != 0.0:
-                tensor = self._moving(branch, row, _delta(positive, tensor, given), how)
+                delta = _delta(positive, tensor, given)
+                tensor = self._moving(branch, row, weight, delta, how)
                 given, how = True, None
             deltas |= given << len(branches)
             factored |= (how is not None) << len(branches)
@@ -149,6 +150,7 @@ class Evaluate:
         at: At,
         pattern: Pattern,
         branch: Branch,
+        weight: Tensor,
         parts: dict[Branch, Tensor],
         x: Tensor,
         state: Tensor,
@@ -158,7 +160,8 @@ class Evaluate:
         if branch in pattern.held:
             return self.deltas[branch.delta], True
         if branch.potential is not None:
-            delta = self._gradient(at, branch.potential, x, state, parts[POSITIVE], graph)
+            positive = parts[POSITIVE]
+            delta = self._gradient(at, branch.potential, weight, x, state, positive, graph)
             if branch.every > 1:
                 self.deltas[branch.delta] = delta
             return delta, True
@@ -171,6 +174,7 @@ class Evaluate:
         self,
         at: At,
         potential: Potential,
+        weight: Tensor,
         x: Tensor,
         state: Tensor,
         prediction: Tensor,
@@ -190,21 +194,27 @@ class Evaluate:
             at.table,
             graph,
         )
+        gradient = torch.where(weight != 0.0, gradient, 0.0)  # it may not be finite for the others
         finite = gradient.isfinite().all()
         now = torch.where(finite, self.bad_gradient, at.index)
         self.bad_gradient = torch.minimum(self.bad_gradient, now)
         return gradient if potential.mean else facts[Fact.GAIN] * gradient
 
-    def _moving(self, branch: Branch, row: Tensor, delta: Tensor, how: Rectified | None) -> Tensor:
-        """The delta with its momentum, which is that of the denoised image."""
+    def _moving(
+        self, branch: Branch, row: Tensor, weight: Tensor, delta: Tensor, how: Rectified | None
+    ) -> Tensor:
+        """The delta with its momentum, which is that of the denoised image; it rests where the
+        weight is 0, as for a sample alone, whose delta is not computed then.
+        """
         assert branch.projection is not None
         if how is not None:
             assert self.predict.factor is not None
             delta = self.predict.factor * delta
-        now = row[Column.OF_PREDICTION] * delta.float()
-        if branch in self.momenta:
-            now = now + branch.projection.momentum * self.momenta[branch]
-        self.momenta[branch] = now
+        now, before = row[Column.OF_PREDICTION] * delta.float(), self.momenta.get(branch)
+        if before is not None:
+            now = now + branch.projection.momentum * before
+        rest = 0.0 if before is None else before
+        self.momenta[branch] = torch.where(weight != 0.0, now, rest)
         return now / row[Column.OF_PREDICTION]
 
     def _weigh(

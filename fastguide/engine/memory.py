@@ -98,6 +98,7 @@ def estimate(
     seeds = torch.zeros(batch, dtype=torch.int64, device=plan.index.device)
     conditions = one.repeated(batch)
     short = _short(plan)
+    _learn(short, passes, one, shape, dtype)
     tensors = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.no_grad(), uncompiled(), tensors as fake, Live() as live:
         given = Inputs(conditions.mapped(fake.from_tensor).undrawn(), fake.from_tensor(seeds))
@@ -111,11 +112,40 @@ def estimate(
     return Memory(_weights(nets), state + extra, max(live.peak - before - state, 0))
 
 
+def _learn(
+    plan: Plan,
+    passes: Mapping[Pattern, Passes],
+    one: Conditions,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> None:
+    """Have networks looked at that have to be, which takes real tensors."""
+    x = torch.zeros((1, *shape), device=plan.index.device, dtype=dtype)
+    for of_pattern in passes.values():
+        for each in of_pattern.all:
+            learn = each.program.batches[0].steps[0].stage.learn
+            if learn is not None:
+                learn(x, plan.times[-1:], one.fixed[each.rows[0].net]["cond"])
+
+
 def largest_batch(small: Memory, large: Memory, batch: int, free: int) -> int:
     """The largest batch whose run fits into `free` bytes, by estimates for 1 and for `batch`."""
     each = (large.run - small.run) / max(batch - 1, 1) if batch > 1 else small.run
     fixed = small.run - each
     return max(int((free - fixed) / max(each, 1)), 0)
+
+
+def what_fits(small: Memory, large: Memory, batch: int, free: int) -> str:
+    """The error of a captured run of `batch` samples that does not fit into `free` bytes, by
+    estimates for 1 and for `batch`.
+    """
+    fits = min(largest_batch(small, large, batch, free), batch - 1)
+    advice = f"{fits} samples may fit" if fits else "not even one sample may fit"
+    return (
+        f"a captured run of {batch} samples does not fit: it takes about "
+        f"{large.run / 2**20:.0f} MiB beside the weights, {free / 2**20:.0f} MiB are free; "
+        f"by the estimate {advice}"
+    )
 
 
 def _short(plan: Plan) -> Plan:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from fastguide.common.hashing import hash_once
+from fastguide.engine.age import Age
+from fastguide.engine.order import is_negative, negatives, ordered
 from fastguide.guidance.base import POSITIVE, Branch, Guidance
 from fastguide.guidance.modifiers import Rectified
 from fastguide.guidance.schedule import values_of
@@ -122,7 +124,12 @@ def make_patterns(
 ) -> tuple[list[Pattern], list[Tensor], Tensor, int | None]:
     """Per evaluation: the pattern, the weights of x and of its branches fp64 `[B or 1, 1 + K]`, and
     NAG's scale fp64 `[E, B or 1]`; then the batch that the guidance holds values for. Where
-    `needed`, the first unperturbed branch beside the positive one is active whatever its weight.
+    `needed`, the negative branch comes first beside the positive one, whatever its weight.
+
+    Raises:
+        ValueError: a negative branch is needed, but there is none; a schedule that is not finite;
+            values of different batches; deltas that would be held at other evaluations for one
+            sample than for another.
     """
     terms = guidance.terms() if guidance is not None else ()
     inside = [one.term for one in guidance.inside()] if guidance is not None else []
@@ -137,56 +144,47 @@ def make_patterns(
         if branch.degraded or branch.potential:  # where alpha is 0, x holds nothing of an image
             weights = weights * torch.tensor([[float(at.alpha > 0)] for at in levels])
         totals[branch] = totals.get(branch, 0.0) + weights
-    totals = _ordered(totals, any(needed))
+    if any(needed) and guidance is not None:
+        totals = {**negatives(totals), **totals}
+    totals = ordered(totals, any(needed))
     within = _within(totals, levels)
     zero_steps = max([0, *(b.projection.zero_steps for b in totals if b.projection is not None)])
-    age = dict.fromkeys(totals, 0)  # evaluations since the branch became active
-    factor_age = 0
+    ages = {branch: Age(branch.every, batch or 1) for branch in totals}
+    hows = [branch.rectified for branch in totals if branch.rectified is not None]
+    factor_age = Age(hows[0].every if hows else 1, batch or 1)
     nags, nag_scales = _nags(guidance, levels, batch, choose)
     patterns, packed = [], []
     ones = torch.ones(batch or 1, dtype=torch.float64)
     for e in range(len(levels)):
         if e < zero_steps:
+            if needed[e]:
+                raise ValueError(
+                    f"zero_steps is {zero_steps}, but it should be 0 for a solver that reads the "
+                    "negative's image (CFG++), which it does not set to 0"
+                )
             patterns.append(Pattern((POSITIVE,)))
             packed.append(torch.stack([ones, 0.0 * ones], dim=1))
             continue
         on: dict[Branch, Tensor] = {}
         held = set()
+        rectifies = torch.zeros_like(ones, dtype=torch.bool)
         for i, (branch, w) in enumerate(totals.items()):
-            if not (bool(w[e].any()) or (i == 0 and needed[e] and _is_plain(branch))):
-                age[branch] = 0
+            active = w[e] != 0.0
+            if i == 0 and needed[e] and is_negative(branch):
+                active = torch.ones_like(active)
+            computed = ages[branch].next(active, levels[e])
+            if computed is None:
                 continue
             now = branch if within[e] else replace(branch, rectified=None)
             on[now] = on.get(now, 0.0) + w[e]
-            if age[branch] % branch.every:
+            if not computed:
                 held.add(now)
-            age[branch] += 1
-        how = next((b.rectified for b in on if b.rectified is not None), None)
-        refreshed = how is not None and factor_age % how.every == 0
-        factor_age = 0 if how is None else factor_age + 1
+            if now.rectified is not None:
+                rectifies = rectifies | active
+        refreshed = bool(factor_age.next(rectifies, levels[e]))
         patterns.append(Pattern((POSITIVE, *on), nags[e], frozenset(held), refreshed))
         packed.append(torch.stack([ones, ones, *on.values()], dim=1))
     return patterns, packed, nag_scales, batch
-
-
-def _ordered(totals: dict[Branch, Tensor], needed: bool) -> dict[Branch, Tensor]:
-    """The clean predictions of the network itself first; where one is `needed` and there is none,
-    that of a delta which is made from one, with weight 0. What moves the noise comes last.
-    """
-    last = {b: w for b, w in totals.items() if b.potential is not None and b.potential.mean}
-    plain = {branch: w for branch, w in totals.items() if _is_plain(branch)}
-    if needed and not plain:
-        for branch, w in totals.items():
-            if branch.rows == branch.source and branch.potential is None:
-                plain = {branch.delta: torch.zeros_like(w)}
-                break
-    others = {branch: w for branch, w in totals.items() if branch not in last}
-    return {**plain, **others, **last}
-
-
-def _is_plain(branch: Branch) -> bool:
-    """Whether it is made from a clean prediction of the network itself, as it is."""
-    return branch.rows == branch.source and not branch.derived
 
 
 def _within(totals: dict[Branch, Tensor], levels: list[Level]) -> list[bool]:
@@ -211,6 +209,8 @@ def _chosen(branch: Branch, choose: Callable[[Layers], tuple[str, ...]]) -> Bran
             raise ValueError(f"layers has {TIME!r}, but only TSG perturbs the time embedding")
     if branch.degraded and branch.degraded.layers:
         names = choose(branch.degraded.layers)
+        if branch.degraded.layers == ("mid",):
+            names = names[:1]  # the published layer, where the middle of a network has several
         if len(names) != 1:
             raise ValueError(
                 f"layers selects {', '.join(names)}, but the mask is made from one layer"

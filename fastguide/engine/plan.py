@@ -197,6 +197,7 @@ def make_plan(
 
     extras = [_extra(solver, update) for update in updates]
     needed = [extra == Extra.NEGATIVE for u, extra in zip(updates, extras, strict=True) if u.at]
+    _check_zero_steps(prediction, guidance)
     patterns, weights, nags, batch = make_patterns(guidance, visited, needed, choose)
     threshold = clamp if isinstance(clamp, DynamicThreshold) else None
     low, high = clamp if isinstance(clamp, tuple) else (-math.inf, math.inf)
@@ -241,7 +242,7 @@ def make_plan(
             )
         )
         written |= set(maps)
-    _check_gradients(solver, prediction, rows)
+    _check_noise(solver, rows)
     times = [0.0 if u.at is None else prediction.net_time(u.at) for u in updates]
     return Plan(
         rows=tuple(rows),
@@ -257,8 +258,19 @@ def make_plan(
     )
 
 
-def _check_gradients(solver: Solver, prediction: Prediction, rows: list[Row]) -> None:
-    """What a guidance asks of solver and prediction."""
+def _check_zero_steps(prediction: Prediction, guidance: Guidance | None) -> None:
+    """What a guidance asks of the prediction, however long the run is."""
+    for term in guidance.terms() if guidance is not None else ():
+        how = term.branch.projection
+        if how is not None and how.zero_steps and prediction.name != "flow":
+            raise ValueError(
+                f"zero_steps is {how.zero_steps}, but it should be 0 for a network that predicts "
+                f"{prediction.name!r}: it sets a velocity to 0"
+            )
+
+
+def _check_noise(solver: Solver, rows: list[Row]) -> None:
+    """What a guidance asks of the solver."""
     branches = {branch for row in rows if row.pattern for branch in row.pattern.branches}
     if any(b.potential is not None and b.potential.mean for b in branches) and not any(
         row.draws for row in rows[1:]
@@ -266,16 +278,11 @@ def _check_gradients(solver: Solver, prediction: Prediction, rows: list[Row]) ->
         raise ValueError(
             f"form is 'mean', which moves the mean of the solver's noise, but {solver} draws none"
         )
-    for branch in branches:
-        steps = branch.projection.zero_steps if branch.projection is not None else 0
-        if steps and prediction.name != "flow":
-            raise ValueError(
-                f"zero_steps is {steps}, but it should be 0 for a network that predicts "
-                f"{prediction.name!r}: it sets a velocity to 0"
-            )
 
 
 def _start_std(levels: Levels, first: Level) -> float:
+    if levels.start is not None:
+        return levels.start
     # the marginal's own size: VP keeps the variance of normalised data, the others add to it
     return 1.0 if isinstance(levels.process, VP) else first.sigma
 

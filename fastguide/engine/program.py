@@ -2,7 +2,8 @@
 
 A perturbed block of rows equals its source up to the first stage that treats it differently, and
 all conditions equal each other up to the first stage that reads one; there a block begins, as a
-copy of its source's state.
+copy of its source's state. A network in one stage that rows can enter within (staging by modules)
+runs its clean blocks first, and those that leave them at one layer together.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any, Literal
 
 from fastguide.engine.pattern import Nag
 from fastguide.guidance.base import Branch
-from fastguide.staging.contract import Segment, Stage, is_staged
+from fastguide.staging.contract import TIME, Segment, Stage, is_staged
+from fastguide.staging.kept import Cut
 from fastguide.staging.perturbation import NoisyTime, Shuffled, Skipped
 
 RowMode = Literal["batched", "sequential", "beside"]  # how rows and networks share the device
@@ -29,6 +31,9 @@ class Step:
         blocks: how many there are after the forks.
         segments, observe: as in `fastguide.staging.contract.Routing`, counted among the kept.
         saved: whether another batch goes on from the state before this stage.
+        cuts: where later batches leave this one within the stage.
+        resumes: the blocks of the source batch that this one goes on from within the stage.
+        units: the stages, or layers of a stage that is the whole network, that it runs.
     """
 
     stage: Stage
@@ -37,7 +42,10 @@ class Step:
     blocks: int
     segments: Mapping[str, tuple[Segment, ...]]
     observe: Mapping[str, tuple[tuple[int, Hashable], ...]]
-    saved: bool
+    saved: bool = False
+    cuts: tuple[Cut, ...] = ()
+    resumes: tuple[int, ...] | None = None
+    units: int = 1
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,8 @@ class Batch:
 
     Args:
         rows: the blocks in order, the ones that begin later last.
-        source: the batch whose state before stage `start` this one goes on from, or None.
+        source: the batch that this one goes on from, or None: from its state before stage `start`,
+            or within the stage where the step `resumes`.
     """
 
     rows: tuple[Branch, ...]
@@ -83,10 +92,15 @@ class Program:
     def stage_rows(self) -> int:
         """Blocks times stages: what is computed, where a plain pass computes rows times stages."""
         return sum(
-            step.blocks if step.kept is None else len(step.kept)
+            step.units * (step.blocks if step.kept is None else len(step.kept))
             for batch in self.batches
             for step in batch.steps
         )
+
+    @property
+    def stages(self) -> int:
+        """How many a plain row runs through."""
+        return max(batch.start + sum(step.units for step in batch.steps) for batch in self.batches)
 
 
 def make_program(
@@ -111,6 +125,10 @@ def make_program(
     """
     stages = tuple(net.stages) if is_staged(net) else (_whole(net),)
     layout = _Layout(stages, nag, tuple(observe))
+    if stages[0].enters:
+        alone = (mode == "sequential" or graph) and nag is None
+        batches = layout.entering(rows, alone)
+        return Program(batches, len(batches[0].rows), graph, checkpoint)
     begins = {block: layout.begin(block, rows) for block in rows}
     ordered = sorted(rows, key=lambda block: (begins[block][0], block != block.source))
     if (mode == "sequential" or graph) and nag is None:
@@ -156,7 +174,7 @@ class _Layout:
             new = [block for block in rows[blocks:] if begins[block][0] == index]
             forks = tuple(rows.index(begins[block][1]) for block in new)
             blocks += len(new)
-            steps.append(self.step(index, rows[:blocks], forks))
+            steps.append(self.step(index, rows[:blocks], forks, begins))
         return Program((Batch(tuple(rows), None, 0, tuple(steps)),), inputs)
 
     def sequential(
@@ -169,14 +187,75 @@ class _Layout:
             source = rows.index(begins[block][1]) if start > 0 else None
             wanted = {begins[b][0] for b in rows[number + 1 :] if begins[b][1] == block}
             steps = (
-                self.step(index, [block], (), index in wanted)
+                self.step(index, [block], (), begins, index in wanted)
                 for index in range(start, len(self.stages))
             )
             batches.append(Batch((block,), source, start, tuple(steps)))
         return tuple(batches)
 
+    def entering(self, rows: Sequence[Branch], alone: bool) -> tuple[Batch, ...]:
+        """Clean blocks, then those that leave them within the stage, by the layer where they do;
+        with `alone` each block by itself. NAG's rows meet in every layer: they stay together.
+        """
+        names = self.stages[0].layers
+        late = [
+            block
+            for block in rows
+            if block.layers and TIME not in block.layers and block.source in rows
+        ]
+        late = [] if self.nag is not None else late
+        groups = [[block for block in rows if block not in late]]
+        by_layer: dict[int, list[Branch]] = {}
+        for block in late:
+            first = min(names.index(str(name)) for name in block.layers)
+            by_layer.setdefault(first, []).append(block)
+        firsts = [0, *by_layer]
+        groups += by_layer.values()
+        if alone:
+            firsts = [first for first, group in zip(firsts, groups, strict=True) for _ in group]
+            groups = [[block] for group in groups for block in group]
+        where = {
+            block: (number, index)
+            for number, group in enumerate(groups)
+            for index, block in enumerate(group)
+        }
+        begun = {block: (0, block) for block in rows}
+        cuts: dict[int, list[Cut]] = {}
+        entered: list[tuple[int, list[Branch], int | None, tuple[int, ...] | None]] = []
+        for first, group in zip(firsts, groups, strict=True):
+            if group[0] not in late:
+                entered.append((first, group, None, None))
+                continue
+            places = [where[block.source] for block in group]
+            resumes = tuple(index for _, index in places)
+            source = places[0][0]
+            layers = tuple(str(name) for block in group for name in block.layers)
+            cuts.setdefault(source, []).append(Cut(layers, tuple(sorted(set(resumes)))))
+            entered.append((first, group, source, resumes))
+        return tuple(
+            Batch(
+                tuple(group),
+                source,
+                0,
+                (
+                    replace(
+                        self.step(0, group, (), begun),
+                        cuts=tuple(cuts.get(number, ())),
+                        resumes=resumes,
+                        units=len(names) - first,
+                    ),
+                ),
+            )
+            for number, (first, group, source, resumes) in enumerate(entered)
+        )
+
     def step(
-        self, index: int, rows: Sequence[Branch], forks: tuple[int, ...], saved: bool = False
+        self,
+        index: int,
+        rows: Sequence[Branch],
+        forks: tuple[int, ...],
+        begins: Mapping[Branch, tuple[int, Branch]],
+        saved: bool = False,
     ) -> Step:
         """One stage for the blocks `rows`."""
         stage = self.stages[index]
@@ -185,9 +264,9 @@ class _Layout:
         segments, observe = {}, {}
         for layer in stage.layers:
             wanted = tuple(
-                (treated.index(block), (layer, block))
+                (treated.index(standing), (layer, block))
                 for name, block in self.observe
-                if name == layer and block in treated
+                if name == layer and (standing := _standing(block, index, begins)) in treated
             )
             found = self.segments(stage, layer, treated)
             if wanted:
@@ -201,6 +280,8 @@ class _Layout:
 
     def skips(self, block: Branch, stage: Stage) -> bool:
         """Whether the block leaves the stage out."""
+        if stage.enters:
+            return False
         skipped = isinstance(block.how, Skipped) and bool(set(stage.layers) & set(block.layers))
         if skipped and not stage.skippable:
             raise ValueError(
@@ -218,9 +299,17 @@ class _Layout:
             against = None
             if self.nag is not None and layer in self.nag.layers and block.cond == "cond":
                 negative = Branch("negative", degraded=block.degraded)
-                against = rows.index(negative)
+                # before a condition is read all rows are equal, and NAG is the identity
+                against = rows.index(negative) if negative in rows else None
             if found and found[-1][2:] == (how, against):
                 found[-1] = found[-1]._replace(stop=i + 1)
             else:
                 found.append(Segment(i, i + 1, how, against))
         return tuple(found)
+
+
+def _standing(block: Branch, index: int, begins: Mapping[Branch, tuple[int, Branch]]) -> Branch:
+    """The block whose rows are those of `block` at a stage: itself, once it has begun."""
+    while begins[block][0] > index:
+        block = begins[block][1]
+    return block

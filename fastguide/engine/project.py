@@ -11,6 +11,7 @@ from fastguide.engine.pattern import Pattern
 from fastguide.guidance.base import Branch
 from fastguide.guidance.modifiers import Rescale
 
+ROUNDING = 2.0**-20  # of the sums of ops.gram, which begin in fp32
 _P0, _X0, _DELTAS = 0, 1, 2  # the vectors of ops.gram
 
 
@@ -37,6 +38,13 @@ class Products:
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         """`<u, v>`, `[B]`."""
         return (u * torch.einsum("bij,bj->bi", self.products, v)).sum(1)
+
+    def rounding(self, u: Tensor) -> Tensor:
+        """What the rounding of inner products may make of `std(u)` where all elements are one
+        number, `[B]`: a thousandth of its size.
+        """
+        sizes = self.products.diagonal(dim1=1, dim2=2).clamp(min=0.0).sqrt()
+        return (ROUNDING / self.numel) ** 0.5 * (u.abs() * sizes).sum(1)
 
     def std(self, u: Tensor) -> Tensor:
         """The unbiased standard deviation of the elements, `[B]`."""

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from fastguide.engine.program import Program, Step
 from fastguide.guidance.base import Branch, Condition
 from fastguide.staging.contract import PLAIN, Normalized, Routing
+from fastguide.staging.kept import Kept
 
 Observed = dict[Hashable, tuple[Tensor, tuple[int, int]]]
 
@@ -67,24 +68,34 @@ def run_program(
     """
     saved: dict[tuple[int, int], Any] = {}
     outputs: dict[Branch, Tensor] = {}
+    within: dict[int, Kept] = {}
     for number, part in enumerate(program.batches):
         graph = program.graph and number == 0
         leaf = x[:batch].detach().requires_grad_() if graph else x
         with torch.enable_grad() if graph else nullcontext():
-            state: Any = None if part.source is None else saved[part.source, part.start]
-            if part.source is None:
-                given = leaf.repeat(x.shape[0] // batch, *[1] * (x.ndim - 1)) if graph else x
-                state = (
-                    _moved(given, part.rows, batch, context.move),
-                    t.expand(x.shape[0], *t.shape),
-                )
+            keep, resume = None, None
+            if part.steps[0].cuts:
+                keep = within[number] = Kept(part.steps[0].cuts, len(part.rows))
+            if part.source is not None and part.steps[0].resumes is not None:
+                resume = (within[part.source], part.steps[0].resumes)
+            state: Any = None
+            if part.source is None or resume is not None:
+                given = leaf
+                copies = x.shape[0] // batch if resume is None else len(part.rows)
+                if given.shape[0] != copies * batch:
+                    given = given[:batch].repeat(copies, *[1] * (x.ndim - 1))
+                given = _moved(given, part.rows, batch, context.move)
+                state = (given, t.expand(given.shape[0], *t.shape))
+            else:
+                state = saved[part.source, part.start]
             for index, step in enumerate(part.steps, part.start):
                 if step.forks:
                     state = _forked(state, step.forks, batch)
                 if step.saved:
                     saved[number, index] = tree_map(_detached, state) if graph else state
                 again = graph and program.checkpoint
-                state = _run(step, state, conds[number][step.blocks], batch, context, again)
+                cond = conds[number][step.blocks]
+                state = _run(step, state, cond, batch, context, again, keep, resume)
         _check(state, (len(part.rows) * batch, *shape), x.device)
         if graph:
             assert differentiate is not None
@@ -108,12 +119,26 @@ def _moved(x: Tensor, rows: tuple[Branch, ...], batch: int, move: Tensor | None)
 
 
 def _run(
-    step: Step, state: Any, cond: Any, batch: int, context: Context, again: bool = False
+    step: Step,
+    state: Any,
+    cond: Any,
+    batch: int,
+    context: Context,
+    again: bool = False,
+    keep: Kept | None = None,
+    resume: tuple[Kept, tuple[int, ...]] | None = None,
 ) -> Any:
     routing = PLAIN
-    if step.segments:
+    if step.segments or keep is not None or resume is not None:
         routing = Routing(
-            step.segments, context.seeds, context.time, context.nag, step.observe, context.observed
+            step.segments,
+            context.seeds,
+            context.time,
+            context.nag,
+            step.observe,
+            context.observed,
+            keep,
+            resume,
         )
     if step.kept is None and again:
         return checkpoint(step.stage.run, state, cond, routing, use_reentrant=False)

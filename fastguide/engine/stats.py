@@ -50,6 +50,6 @@ class Stats:
             self.rows += batch * pattern.net_rows
             self.rows_skipped += batch * (most - pattern.net_rows)
             for one in passes[pattern].all:
-                stages = 1 + max(b.start + len(b.steps) - 1 for b in one.program.batches)
+                whole = len(one.rows) * one.program.stages
                 self.stage_rows += batch * one.program.stage_rows
-                self.stage_rows_shared += batch * (len(one.rows) * stages - one.program.stage_rows)
+                self.stage_rows_shared += batch * (whole - one.program.stage_rows)

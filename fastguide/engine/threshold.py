@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastguide import reference
+from fastguide.common.checks import check_number
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,12 @@ class DynamicThreshold:
     ceiling: float = math.inf
 
     def __post_init__(self) -> None:
+        check_number("quantile", self.quantile)
         if not 0.0 < self.quantile <= 1.0:
             raise ValueError(f"quantile is {self.quantile}, but it should lie in (0, 1]")
+        check_number("floor", self.floor)
+        if self.ceiling != math.inf:
+            check_number("ceiling", self.ceiling)
         if not 0.0 < self.floor <= self.ceiling:
             raise ValueError(
                 f"floor, ceiling are {self.floor}, {self.ceiling}, but 0 < floor <= ceiling"

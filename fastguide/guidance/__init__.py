@@ -1,6 +1,6 @@
-"""Guidance methods and the schedules of their weights."""
+"""Guidance methods and schedules of their weights; `__all__` is what `fastguide` has of them."""
 
-from fastguide.guidance.base import POSITIVE, Branch, Guidance, Term
+from fastguide.guidance.base import Guidance
 from fastguide.guidance.cfg import CFG, Superconditioning
 from fastguide.guidance.frequency import FDG
 from fastguide.guidance.gradients import ClassifierGuidance, CLIPGuidance, EnergyGuidance
@@ -10,7 +10,7 @@ from fastguide.guidance.others import ICG, SIMS, TSG, AutoGuidance
 from fastguide.guidance.projections import APG, MAMBO, TCFG, Adaptive, CFGZeroStar
 from fastguide.guidance.reg import REG
 from fastguide.guidance.sag import SAG
-from fastguide.guidance.schedule import Schedule, constant, cosine, interval, linear
+from fastguide.guidance.schedule import constant, cosine, interval, linear
 
 __all__ = [
     "APG",
@@ -27,7 +27,6 @@ __all__ = [
     "ICG",
     "NAG",
     "PAG",
-    "POSITIVE",
     "SAG",
     "SEG",
     "SIMS",
@@ -36,11 +35,8 @@ __all__ = [
     "TPG",
     "TSG",
     "AutoGuidance",
-    "Branch",
     "Guidance",
-    "Schedule",
     "Superconditioning",
-    "Term",
     "constant",
     "cosine",
     "interval",

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
+import torch
 from torch import Tensor
 
 from fastguide.guidance.schedule import Schedule
@@ -60,6 +61,7 @@ class Gram(Protocol):
     def unit(self, which: int | Literal["p_0", "x0"]) -> Tensor: ...
     def inner(self, u: Tensor, v: Tensor) -> Tensor: ...
     def std(self, u: Tensor) -> Tensor: ...
+    def rounding(self, u: Tensor) -> Tensor: ...
 
 
 class Projection(Protocol):
@@ -107,7 +109,9 @@ class Rescale:
         else:  # x0 is added to the denoised image, which is gain times this one and more
             guided[:, 1] = guided[:, 1] / gram.gain
             guided[:, 0] += 1.0
-        ratio = gram.std(positive) / gram.std(guided).clamp(min=1e-30)
+        std, rounding = gram.std(guided), gram.rounding(guided)
+        flat = std <= rounding  # a constant image has no deviation that could be given back
+        ratio = torch.where(flat, 1.0, gram.std(positive) / torch.where(flat, 1.0, std))
         excess = self.share * (ratio - 1.0)
         scaled = total * (1.0 + excess)[:, None]
         scaled[:, 1 if self.space == "denoised" else 0] += excess

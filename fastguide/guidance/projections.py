@@ -17,7 +17,10 @@ from torch import Tensor
 from fastguide.guidance.base import Guidance, Modified, Term, check_guidance
 from fastguide.guidance.modifiers import Gram, Space, check_space
 
-TINY = 1e-30
+# Squares of norms beside those of other vectors: below FAINT weights in fp32 could not hold their
+# ratio; a difference below CANCELLED is rounding, as the sums of ops.gram begin in fp32, and the
+# ratio of two of them is only known to a hundredth where it is NEGLIGIBLE.
+FAINT, CANCELLED, NEGLIGIBLE, TINY = 1e-20, 2.0**-18, 1e-4, 1e-300
 
 
 def _check(name: str, value: float, low: float, high: float = math.inf) -> None:
@@ -50,7 +53,9 @@ class Projected:
         positive = gram.unit("x0" if in_x0 else "p_0")
         size = gain.abs() * gram.inner(delta, delta).clamp(min=0.0).sqrt()
         shrunk = weight * (self.radius / size.clamp(min=TINY)).clamp(max=1.0)
-        share = gain * gram.inner(delta, positive) / gram.inner(positive, positive).clamp(min=TINY)
+        least = (FAINT * size.square()).clamp(min=TINY)
+        norm = torch.maximum(gram.inner(positive, positive), least)
+        share = gain * gram.inner(delta, positive) / norm
         along = -shrunk * (1.0 - self.eta) * share
         return _along(gram, k, shrunk) + along[:, None] * positive
 
@@ -101,10 +106,15 @@ class ZeroStar:
     latches: bool = False
 
     def contribution(self, gram: Gram, k: int, weight: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        """`(1 + w) c - w s u - c = w (1 - s) c + w s delta`, s = <c, u> / |u|^2."""
+        """`(1 + w) c - w s u - c = w (1 - s) c + w s delta`, s = <c, u> / |u|^2; s = 1 where u is
+        nothing beside c, which has no direction then.
+        """
         positive, delta = gram.unit("p_0"), gram.unit(k)
         u = positive - delta
-        excess = gram.inner(delta, u) / gram.inner(u, u).clamp(min=1e-8)  # s - 1
+        square = gram.inner(u, u)
+        nothing = square <= NEGLIGIBLE * (gram.inner(positive, positive) + square.abs())
+        excess = gram.inner(delta, u) / torch.where(nothing, 1.0, square)  # s - 1
+        excess = torch.where(nothing, 0.0, excess)
         return -(weight * excess)[:, None] * positive + _along(gram, k, weight * (1.0 + excess))
 
 
@@ -226,11 +236,14 @@ class Latched:
         positive, delta = gram.unit("p_0"), gram.unit(k)
         u = positive - delta
         cc, uu, cd = (gram.inner(*two) for two in ((positive,) * 2, (u,) * 2, (positive, delta)))
-        across = (gram.inner(delta, delta) * cc - cd.square()).clamp(min=0.0)  # |c|^2 |delta_|_|^2
-        sine = (across / (cc * uu).clamp(min=TINY)).clamp(max=1.0)  # its square
-        cosine = (1.0 - sine).sqrt() * gram.inner(positive, u).sign()
+        dd = gram.inner(delta, delta)
+        across = (dd * cc - cd.square()).clamp(min=0.0)  # |c|^2 |delta_|_|^2
+        nothing = torch.minimum(uu, cc) <= CANCELLED * (cc + dd)  # and has no direction
+        sine = (across / torch.where(nothing, 1.0, cc * uu)).clamp(max=1.0)  # its square
+        cosine = torch.where(nothing, 0.0, (1.0 - sine).sqrt() * gram.inner(positive, u).sign())
         off = memory.get("off", torch.zeros_like(cosine, dtype=torch.bool))
-        memory["off"] = off | (cosine > self.similarity)
+        # a sample whose weight is 0 is not looked at, as it would not be alone
+        memory["off"] = off | ((cosine > self.similarity) & (weight != 0.0))
         return _along(gram, k, torch.where(off, 0.0, weight))
 
 

@@ -11,8 +11,6 @@
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +18,9 @@ from torch.nn import functional as F
 
 from fastguide import ops
 from fastguide.nets.linear import joined
-from fastguide.staging.contract import PLAIN, Normalized, Routing, Segment, split
-from fastguide.staging.perturbation import BlurredQueries, Identity, Perturbation, Shuffled
+from fastguide.staging.contract import PLAIN, Routing, Segment, split
+from fastguide.staging.normalized import nag
+from fastguide.staging.perturbation import BlurredQueries, Identity, Perturbation
 
 Grid = tuple[int, int]
 
@@ -143,34 +142,6 @@ class SelfAttention(nn.Module):
         return value.flatten(1).unsqueeze(1)
 
 
-def nag(
-    positive: Tensor,
-    mixed: Sequence[Tensor | None],
-    segments: Sequence[Segment],
-    segment: Segment,
-    unit: int,
-    settings: Normalized | None,
-) -> Tensor:
-    """NAG (Chen et al. 2025) where the segment asks for it: led away from z_- by `scale`, its L1
-    norm held to `tau` times that of z_+, mixed with z_+ by `alpha`.
-    """
-    if segment.against is None:
-        return positive
-    assert settings is not None
-    for other, candidate in zip(mixed, segments, strict=True):
-        if other is not None and candidate.start <= segment.against < candidate.stop:
-            negative = other[(segment.against - candidate.start) * unit :][:unit]
-    blocks = segment.stop - segment.start
-    negative = negative.repeat(blocks, 1, 1)
-    scale = settings.scale.to(positive.dtype).view(-1, 1, 1)
-    scale = scale.repeat(blocks, 1, 1) if scale.shape[0] > 1 else scale
-    led = scale * positive - (scale - 1) * negative
-    size = positive.abs().sum(-1, keepdim=True, dtype=torch.float32)
-    ratio = led.abs().sum(-1, keepdim=True, dtype=torch.float32) / size.clamp_min(1e-12)
-    led = led * (settings.tau / ratio.clamp_min(settings.tau)).to(led.dtype)
-    return settings.alpha * led + (1 - settings.alpha) * positive
-
-
 def fold_identity(net: nn.Module) -> None:
     """`SelfAttention.fold` in all layers of `net`: perturbed-attention guidance takes one product
     less a layer, in return for one more matrix of weights.
@@ -178,26 +149,3 @@ def fold_identity(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, SelfAttention):
             module.fold()
-
-
-def shuffled(tokens: Tensor, layer: str, routing: Routing) -> Tensor:
-    """`tokens` `[rows, N, width]`, permuted in the rows where `routing` shuffles the input of
-    `layer`: sample i by its own seed and the layer's name alone.
-    """
-
-    def permuted(rows: Tensor, segment: Segment) -> Tensor:
-        assert routing.seeds is not None
-        order = ops.noise(routing.seeds, rows.shape[1:2], _stream(layer)).argsort(1)
-        column = order.repeat(segment.stop - segment.start, 1).unsqueeze(2)
-        return rows.gather(1, column.expand_as(rows))
-
-    return routing.changed(tokens, layer, Shuffled, permuted)
-
-
-def _stream(layer: str) -> int:
-    """Which of a sample's random numbers the layer draws."""
-    return zlib.crc32(layer.encode())
-
-
-# what torch.compiler.assume_constant_result does, which would import the whole compiler here
-_stream._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastguide.nets.attention import SelfAttention, shuffled
+from fastguide.nets.attention import SelfAttention
 from fastguide.nets.draw import draw_weights
 from fastguide.nets.embedding import position_embedding, time_embedding
 from fastguide.nets.linear import joined
-from fastguide.nets.timed import timed
 from fastguide.staging.contract import PLAIN, TIME, Routing, Stage, run_stages
+from fastguide.staging.shuffled import shuffled
+from fastguide.staging.timed import timed
 
 
 class DiTState(NamedTuple):

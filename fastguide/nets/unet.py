@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastguide.nets.norm import GroupNorm
-from fastguide.nets.timed import timed
 from fastguide.nets.unet_blocks import PixelAttention, Residual, UNetState
 from fastguide.nets.unet_half import block, check_config, check_shape, embed, first_half, initialise
 from fastguide.staging.contract import PLAIN, TIME, Routing, Stage, run_stages
+from fastguide.staging.timed import timed
 
 
 class UNet(nn.Module):

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastguide.nets.attention import SelfAttention, shuffled
+from fastguide.nets.attention import SelfAttention
 from fastguide.nets.norm import GroupNorm, to_pixels, to_tokens
-from fastguide.nets.timed import timed
 from fastguide.staging.contract import PLAIN, Routing
+from fastguide.staging.shuffled import shuffled
+from fastguide.staging.timed import timed
 
 
 class UNetState(NamedTuple):

@@ -4,30 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from fastguide._C import build_info
+from fastguide.common.checks import shown
 
 _STREAM = 2**32 - 1  # evaluations are counted in 32 bits; 0 is the start
 
 
-def as_seeds(seeds: int | Iterable[int] | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """`seeds` as an int64 tensor `[B]`; each should lie in [0, 2^63)."""
+def check_seed(seed: object, name: str = "seed", verb: str = "is") -> None:
+    """Raise unless `seed` is an int in [0, 2^63)."""
+    wanted = "but a seed should be an int in [0, 2^63)"
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"{name} {verb} {shown(seed)}, {wanted}")
+    if not 0 <= int(seed) < 2**63:
+        raise ValueError(f"{name} {verb} {shown(seed)}, {wanted}")
+
+
+def as_seeds(
+    seeds: int | Iterable[int] | Tensor, device: torch.device | str = "cpu", look: bool = True
+) -> Tensor:
+    """`seeds` as an int64 tensor `[B]`, one or more; each should lie in [0, 2^63). Those of a
+    tensor are looked up with `look`, unless it is on a GPU, which would have to be waited for.
+    """
     if isinstance(seeds, Tensor):
         if seeds.ndim != 1 or seeds.dtype != torch.int64:
             raise ValueError(
                 f"seeds is {seeds.dtype} of shape {tuple(seeds.shape)}, but it should be int64 [B]"
             )
+        if not len(seeds):
+            raise ValueError("seeds is empty, but there should be one seed per sample")
+        if look and seeds.device.type == "cpu" and bool((seeds < 0).any()):
+            check_seed(int(seeds[seeds < 0][0]), "seeds", "has")
         return seeds.to(device).contiguous()
-    values = [seeds] if isinstance(seeds, int) else list(seeds)
+    if isinstance(seeds, (str, bytes)) or not isinstance(seeds, (Integral, Iterable)):
+        raise TypeError(f"seeds is {shown(seeds)}, but it should be an int, ints or int64 [B]")
+    values = list(seeds) if isinstance(seeds, Iterable) else [seeds]
     if not values:
         raise ValueError("seeds is empty, but there should be one seed per sample")
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-            raise ValueError(f"seeds has {value!r}, but a seed should be an int in [0, 2^63)")
-    return torch.tensor(values, dtype=torch.int64, device=device)
+        check_seed(value, "seeds", "has")
+    return torch.tensor([int(value) for value in values], dtype=torch.int64, device=device)
 
 
 def noise(
@@ -58,7 +78,7 @@ def noise(
             f"device is {device}, but fastguide was built without CUDA kernels; "
             "`fastguide info` says how to get them"
         )
-    rows = as_seeds(seeds, device)
+    rows = as_seeds(seeds, device, look=False)  # a run draws with tensors that it has looked at
     return torch.ops.fastguide.noise(rows, evaluation, math.prod(shape), counter).reshape(
         -1, *shape
     )

@@ -1,1 +1,17 @@
-"""What the door, `fastguide.sample`, is made of: a run's course, its conditions, its checks."""
+"""The parts that the door, `fastguide.sample`, composes: a run prepared, given its inputs, run.
+
+Once for a sampler, then once for each course:
+
+    setup         the network in a dtype, the shape of a sample, the device
+    checks        the options of a sampler, and other networks beside its own
+    course        guidance, solver, levels, clamp: all that a plan is made from
+    planning      a course made ready for a network: its plan, its passes
+    warmup        measures how rows are fastest, and captures before runs are needed
+
+At each call:
+
+    inputs        conditions and noise, checked and bound
+      conditions    what a caller gives as conditions, as networks take them
+    running       eagerly or captured, counted and logged
+    finite        samples that are not finite are an error
+"""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from fastguide.common.checks import check_int, check_name, check_number
+from fastguide.engine.captured import Way
+from fastguide.engine.program import RowMode
 from fastguide.guidance.base import Guidance, Other
 from fastguide.model import Model
 
@@ -75,3 +78,23 @@ def others_of(model: Model, guidance: Guidance | None, device: torch.device) -> 
                 f"{device}"
             )
     return tuple(others)
+
+
+def check_rows(rows: RowMode | None) -> None:
+    """Raise for `rows` of a sampler that is no way to run them."""
+    if rows is not None:
+        check_name("rows", rows, get_args(RowMode))
+
+
+def check_packing(max_batch: int, max_wait: float) -> None:
+    """Raise for what a sampler cannot pack requests with."""
+    check_int("max_batch", max_batch)
+    check_number("max_wait", max_wait, 0.0)
+
+
+def check_graph(graph: bool | Way, device: torch.device) -> None:
+    """Raise for `graph` of a sampler that is no way to capture, or not on `device`."""
+    if not isinstance(graph, bool):
+        check_name("graph", graph, (*get_args(Way),))
+    if graph and device.type != "cuda":
+        raise ValueError(f"graph is {graph!r}, but the sampler runs on {device}, not on a GPU")

@@ -124,9 +124,11 @@ def random_condition(model: Model, cond: Any, seeds: Tensor) -> Any:
     def noisy(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             return leaf
-        dims = tuple(range(1, leaf.ndim))
-        mean, std = leaf.float().mean(dims, keepdim=True), leaf.float().std(dims, keepdim=True)
-        return (mean + std * ops.noise(seeds, leaf.shape[1:])).to(leaf.dtype)
+        numbers = leaf.float().flatten(1) if leaf.ndim > 1 else leaf.float().unsqueeze(1)
+        mean = numbers.mean(1, keepdim=True)
+        std = numbers.std(1, keepdim=True, correction=min(1, numbers.shape[1] - 1))
+        drawn = ops.noise(seeds, numbers.shape[1:])
+        return (mean + std * drawn).view(leaf.shape).to(leaf.dtype)
 
     return tree_map(noisy, cond)
 

@@ -12,7 +12,7 @@ from fastguide.engine.threshold import DynamicThreshold
 from fastguide.guidance.base import Guidance
 from fastguide.model import Model
 from fastguide.process import Prediction
-from fastguide.solvers import Solver, solver_by_name
+from fastguide.solvers import Solver, ddim, solver_by_name
 from fastguide.spacing import SPACINGS, Levels, make_levels
 
 Bounds = tuple[float, float] | DynamicThreshold | None
@@ -20,11 +20,20 @@ Clamp = float | tuple[float, float] | DynamicThreshold | None
 
 
 @dataclass(frozen=True)
+class Usual:
+    """How a model is usually run: what holds where the caller names nothing else."""
+
+    levels: Levels
+    solver: Solver
+    clamp: Bounds = None
+
+
+@dataclass(frozen=True)
 class Course:
     """The arguments of `fastguide.Sampler` with these names."""
 
     guidance: Guidance | None
-    solver: Solver | str
+    solver: Solver | str | None
     steps: int
     spacing: Configured[Levels] | str | None
     levels: Levels | None
@@ -49,16 +58,24 @@ class Course:
     ) -> tuple[Prediction, Levels, Solver, Guidance | None, Bounds]:
         """The first arguments of `make_plan`."""
         solver = solver_by_name(self.solver) if isinstance(self.solver, str) else self.solver
-        if not isinstance(solver, Configured):
+        if solver is not None and not isinstance(solver, Configured):
             raise TypeError(
                 f"solver is {solver!r}, but it should be a solver such as fastguide.ddim"
             )
         spacing, levels = self.spacing, self.levels
         if isinstance(spacing, str):
             spacing = by_name("spacing", spacing, SPACINGS)
+        usual: Usual | None = None if model.usual is None else model.usual(self.steps)
+        if levels is None and spacing is None and usual is not None:
+            levels = usual.levels
         if levels is None:
             levels = make_levels(model.process, self.steps, spacing)
-        return (model.prediction, levels, solver, self.guidance, bounds(self.clamp))
+        if solver is None:
+            solver = ddim if usual is None else usual.solver
+        clamp = bounds(self.clamp)
+        if clamp is None and usual is not None:
+            clamp = usual.clamp
+        return (model.prediction, levels, solver, self.guidance, clamp)
 
 
 def bounds(

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fastguide.common.checks import check_number, shown
+from fastguide.ops import as_seeds
 from fastguide.sample import Sampler
 from fastguide.sampling.finite import NonFiniteError
 
@@ -26,12 +28,18 @@ class Pool:
         rest: seconds.
 
     Raises:
-        ValueError: there are none.
+        ValueError, TypeError: there are none, or an argument is of a wrong kind.
     """
 
     def __init__(self, samplers: Sequence[Sampler], rest: float = 30.0) -> None:
+        if not isinstance(samplers, (list, tuple)):
+            raise TypeError(f"samplers is {shown(samplers)}, but it should be a list of Samplers")
         if not samplers:
             raise ValueError("samplers is empty, but there should be one for each device")
+        for i, one in enumerate(samplers):
+            if not isinstance(one, Sampler):
+                raise TypeError(f"samplers[{i}] is {shown(one)}, but it should be a Sampler")
+        check_number("rest", rest, 0.0)
         self.samplers, self.rest = tuple(samplers), rest
         self.loads = [0] * len(samplers)
         self._asked = [0.0] * len(samplers)
@@ -40,9 +48,8 @@ class Pool:
 
     def __call__(self, cond: Any = None, seeds: Any = 0, **arguments: Any) -> Tensor:
         """A call of one of the samplers, on its device; the arguments are its own."""
-        if not isinstance(seeds, (int, Tensor)):
-            seeds = list(seeds)
-        size = 1 if isinstance(seeds, int) else len(seeds)
+        seeds = as_seeds(seeds)  # once, as it may be an iterator
+        size = len(seeds)
         number = self._take(size)
         with self._given_back(number, size):
             return self.samplers[number](cond, seeds, **arguments)
@@ -52,8 +59,8 @@ class Pool:
         number = self._take(1)
         try:
             future = self.samplers[number].submit(*arguments, **named)
-        except BaseException:
-            self._give_back(number, 1, None)
+        except BaseException as error:
+            self._give_back(number, 1, error)
             raise
 
         def done(future: Future[Tensor]) -> None:
@@ -62,10 +69,10 @@ class Pool:
         future.add_done_callback(done)
         return future
 
-    def close(self) -> None:
-        """Close all samplers: finish what was taken."""
+    def close(self, timeout: float | None = None) -> None:
+        """Close all samplers: finish what was taken, each within `timeout` seconds."""
         for sampler in self.samplers:
-            sampler.close()
+            sampler.close(timeout)
 
     def _take(self, size: int) -> int:
         with self._lock:

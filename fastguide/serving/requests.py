@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,32 +18,68 @@ from fastguide.engine.passes import Conditions
 from fastguide.engine.pattern import make_patterns
 from fastguide.engine.plan import Plan
 from fastguide.guidance.base import Branch, Guidance
+from fastguide.serving.deadlines import deadlines
 from fastguide.staging.perturbation import Layers
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Request:
-    """One sample that was asked for.
+    """One sample that was asked for. Its future is resolved once, by whoever comes first: the batch
+    it was in, its deadline, or a caller who cancels it.
 
     Args:
         conditions: of one sample, bound.
         weights, nag: fp32 `[E, 1, 1 + K]` and `[E, 1]`, in the layout of the plan.
+        run: makes the samples of some requests and resolves them.
+        timeout: seconds from now on until it fails, or None.
     """
 
     seed: int
     conditions: Conditions
     weights: Tensor
     nag: Tensor
+    run: Callable[[list[Request]], None]
+    timeout: float | None = None
     future: Future[Tensor] = field(default_factory=Future)
+    asked: float = field(default_factory=time.monotonic)
 
-    @property
-    def form(self) -> object:
-        """What requests of one batch have in common: the shapes of their conditions."""
+    def __post_init__(self) -> None:
         leaves, form = tree_flatten((self.conditions.fixed, self.conditions.target))
         shapes = [
             (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves
         ]
-        return (str(form), tuple(shapes))
+        # what requests of one batch have in common: the shapes of their conditions
+        self.form: object = (str(form), tuple(shapes))
+        self._turn = threading.Lock()  # between its start and its deadline
+        self._started = self._expired = False
+        if self.timeout is not None:
+            deadlines().add(self, self.timeout)
+
+    def start(self) -> bool:
+        """Whether it is still wanted; from now on it cannot be cancelled."""
+        with self._turn:
+            if self._started or (self._expired and not self.future.cancelled()):
+                return False
+            self._started = True
+            return self.future.set_running_or_notify_cancel()
+
+    def expire(self) -> None:
+        """Fail: its time is up."""
+        with self._turn:
+            self._expired = True
+        self.fail(TimeoutError(f"the request was not done within timeout={self.timeout} seconds"))
+
+    def fail(self, error: BaseException) -> None:
+        """Resolve it with an error, unless it is resolved."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
+        if self.future.cancelled():
+            self.start()  # which tells those who wait for it among others
+
+    def succeed(self, sample: Tensor) -> None:
+        """Resolve it, unless it is resolved."""
+        with suppress(InvalidStateError):
+            self.future.set_result(sample)
 
 
 def amounts_of(
@@ -115,77 +151,3 @@ def packed(requests: Sequence[Request], plan: Plan) -> tuple[Plan, Conditions, T
 
 def _together(*leaves: Any) -> Any:
     return torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
-
-
-class Packer:
-    """Packs requests into batches, on a thread of its own.
-
-    Args:
-        run: makes the samples of some requests and resolves their futures.
-        batch: the most requests of a batch.
-        wait: seconds that a request waits at most for others.
-    """
-
-    def __init__(self, run: Callable[[list[Request]], None], batch: int, wait: float) -> None:
-        self.run, self.batch, self.wait = run, batch, wait
-        self.requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
-        self.lock, self.closed = threading.Lock(), False
-        self.thread = threading.Thread(target=self._work, name="fastguide-requests", daemon=True)
-        self.thread.start()
-
-    def put(self, request: Request) -> Future[Tensor]:
-        """Queue a request.
-
-        Raises:
-            RuntimeError: the packer was closed.
-        """
-        with self.lock:
-            if self.closed:
-                raise RuntimeError("the sampler was closed, it takes no more requests")
-            self.requests.put(request)
-        return request.future
-
-    def close(self) -> None:
-        """Take no more requests, and wait until those that were taken are done."""
-        with self.lock:
-            if not self.closed:
-                self.closed = True
-                self.requests.put(None)
-        self.thread.join()
-
-    def _work(self) -> None:
-        waiting: list[Request] = []  # of another form than the last batch
-        open_ = True
-        while open_ or waiting:
-            if not waiting:
-                request = self.requests.get()
-                if request is None:
-                    break
-                waiting.append(request)
-            open_ = self._fill(waiting) and open_
-            first = waiting[0].form
-            chosen = [request for request in waiting if request.form == first][: self.batch]
-            waiting = [request for request in waiting if request not in chosen]
-            live = [r for r in chosen if r.future.set_running_or_notify_cancel()]
-            if not live:
-                continue
-            try:
-                self.run(live)
-            except BaseException as error:  # whatever it is belongs to those who wait for it
-                for request in live:
-                    if not request.future.done():
-                        request.future.set_exception(error)
-
-    def _fill(self, waiting: list[Request]) -> bool:
-        """Add requests until there are enough or time is up; whether more may come."""
-        until = time.monotonic() + self.wait
-        while len(waiting) < self.batch:
-            try:
-                left = until - time.monotonic()
-                request = self.requests.get(timeout=left) if left > 0 else self.requests.get(False)
-            except queue.Empty:
-                return True
-            if request is None:
-                return False
-            waiting.append(request)
-        return True

@@ -1,6 +1,6 @@
-"""Solvers: generators of `Update`s from `Levels`. An unknown name lists those there are."""
+"""Solvers: generators of `Update`s from `Levels`; `__all__` is what `fastguide` has of them."""
 
-from fastguide.common.options import by_name
+from fastguide.common.options import Configured, by_name
 from fastguide.solvers.adams import deis, lms, pndm
 from fastguide.solvers.cfgpp import ddim_cfgpp, dpmpp_2m_cfgpp, euler_ancestral_cfgpp
 from fastguide.solvers.consistency import consistency
@@ -11,45 +11,9 @@ from fastguide.solvers.langevin import annealed_langevin, predictor_corrector
 from fastguide.solvers.unipc import unipc
 from fastguide.solvers.update import Solver, Update
 
-SOLVERS: dict[str, Solver] = {
-    solver.name: solver
-    for solver in (
-        annealed_langevin,
-        consistency,
-        ddim,
-        ddim_cfgpp,
-        ddpm,
-        deis,
-        dpm_2m,
-        dpm_3m,
-        dpmpp_2m,
-        dpmpp_2m_cfgpp,
-        dpmpp_2m_sde,
-        dpmpp_3m,
-        dpmpp_3m_sde,
-        euler,
-        euler_ancestral,
-        euler_ancestral_cfgpp,
-        heun,
-        lms,
-        pndm,
-        predictor_corrector,
-        unipc,
-    )
-}
-SOLVERS["plms"] = pndm(warmup=False)
-
-
-def solver_by_name(name: str) -> Solver:
-    """A solver by its name, with options as in "ddim:eta=1"."""
-    return by_name("solver", name, SOLVERS)
-
-
-plms = SOLVERS["plms"]
+plms = pndm(warmup=False)
 
 __all__ = [
-    "SOLVERS",
-    "Solver",
     "Update",
     "annealed_langevin",
     "consistency",
@@ -72,6 +36,14 @@ __all__ = [
     "plms",
     "pndm",
     "predictor_corrector",
-    "solver_by_name",
     "unipc",
 ]
+
+SOLVERS: dict[str, Solver] = {
+    name: globals()[name] for name in __all__ if isinstance(globals()[name], Configured)
+}
+
+
+def solver_by_name(name: str) -> Solver:
+    """A solver by its name, with options as in "ddim:eta=1"."""
+    return by_name("solver", name, SOLVERS)

@@ -11,23 +11,28 @@ from fastguide.spacing.sigmas import exponential, karras, polyexponential
 from fastguide.spacing.times import linspace, sgm_uniform, shifted, shifted_by_size
 from fastguide.spacing.timesteps import ddim_stride, leading, quadratic, respaced, trailing
 
+__all__ = [
+    "Levels",
+    "beta",
+    "ddim_stride",
+    "exponential",
+    "karras",
+    "leading",
+    "linspace",
+    "make_levels",
+    "polyexponential",
+    "quadratic",
+    "respaced",
+    "sgm_uniform",
+    "shifted",
+    "shifted_by_size",
+    "trailing",
+]
+
 SPACINGS: dict[str, Configured[Levels]] = {
-    spacing.name: spacing
-    for spacing in (
-        leading,
-        trailing,
-        quadratic,
-        ddim_stride,
-        respaced,
-        linspace,
-        sgm_uniform,
-        shifted,
-        shifted_by_size,
-        karras,
-        exponential,
-        polyexponential,
-        beta,
-    )
+    name: globals()[name]
+    for name in __all__
+    if isinstance(globals().get(name), Configured)  # not the class nor `make_levels`
 }
 
 
@@ -45,24 +50,3 @@ def make_levels(process: Process, steps: int, spacing: Configured[Levels] | None
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps is {steps!r}, but it should be an int of 1 or more")
     return (spacing or default_spacing(process)).run(process, steps)
-
-
-__all__ = [
-    "SPACINGS",
-    "Levels",
-    "beta",
-    "ddim_stride",
-    "default_spacing",
-    "exponential",
-    "karras",
-    "leading",
-    "linspace",
-    "make_levels",
-    "polyexponential",
-    "quadratic",
-    "respaced",
-    "sgm_uniform",
-    "shifted",
-    "shifted_by_size",
-    "trailing",
-]

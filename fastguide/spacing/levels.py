@@ -14,10 +14,14 @@ ROUNDING = 0.01  # published lists of sigmas are rounded to 2 or 3 digits
 
 @dataclass(frozen=True)
 class Levels:
-    """The levels of a run, noisiest first, the last one usually the data; and their process."""
+    """The levels of a run, noisiest first, the last one usually the data; and their process.
+
+    `start` is the standard deviation of the noise that x begins as; by default the process's own.
+    """
 
     process: Process
     points: tuple[Level, ...]
+    start: float | None = None
 
     def __post_init__(self) -> None:
         if len(self.points) < 2:

@@ -10,7 +10,8 @@ A network has `stages`, which run in order, and `middle`, the names that "mid" s
 A network may have `embed_times`, what it makes of times alone: `t [n]` to `[n, ...]`. It is asked
 for all evaluations of a run at once, and the state begins with rows of that in place of t.
 
-A network without stages may say `why_not_staged`, for errors.
+A network without stages may say `why_not_staged`, for errors. One whose work is a sequence of child
+modules needs none of its own: `fastguide.staging.modules` makes one stage of it.
 
 A state is a pytree of tensors whose first dimension is the rows; other leaves are shared by all
 rows. Rows come in blocks of B, one block a branch. Stages never write to their input, so that the
@@ -23,12 +24,15 @@ import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fastguide.staging.perturbation import Layers, Perturbation, TimedLayers
+
+if TYPE_CHECKING:
+    from fastguide.staging.kept import Kept
 
 TIME = "time"  # the layer that is the time embedding
 
@@ -69,6 +73,8 @@ class Routing:
         observe: for a layer, the blocks of rows whose attention's column sums are wanted, and the
             keys under which the layer leaves them in `observed`. Such a layer has segments, too.
         observed: fp32 `[B, N]`, and the layer's grid.
+        keep: of a stage that rows can enter within: where it leaves what they go on from.
+        resume: what was kept, and the blocks that the rows are there.
     """
 
     segments: Mapping[str, tuple[Segment, ...]] = field(default_factory=dict)
@@ -77,6 +83,8 @@ class Routing:
     nag: Normalized | None = None
     observe: Mapping[str, tuple[tuple[int, Hashable], ...]] = field(default_factory=dict)
     observed: dict[Hashable, tuple[Tensor, tuple[int, int]]] = field(default_factory=dict)
+    keep: Kept | None = None
+    resume: tuple[Kept, tuple[int, ...]] | None = None
 
     def changed(
         self, x: Tensor, layer: str, kind: type, change: Callable[[Tensor, Segment], Tensor]
@@ -116,6 +124,9 @@ class Stage(NamedTuple):
             that the whole network reads; "all" does not include it.
         skippable: whether leaving the stage out leaves a state that the next stage takes.
         tokens: whether its layers obey what is done to attention and tokens: all but `NoisyTime`.
+        learn: `(x, t, cond)`, of a stage that is a whole network by its modules: look at it once
+            for inputs like these. Rows can enter such a stage at a layer, from what it kept of
+            others, and it leaves out layers by itself.
     """
 
     name: str
@@ -125,6 +136,12 @@ class Stage(NamedTuple):
     timed: bool = False
     skippable: bool = False
     tokens: bool = True
+    learn: Callable[[Tensor, Tensor, Any], object] | None = None
+
+    @property
+    def enters(self) -> bool:
+        """Whether rows can enter the stage at a layer."""
+        return self.learn is not None
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ theirs; such a pair is no negative of the other, so it is left out of the other'
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,14 @@ from fastguide.process import EDM, VP, Flow, Prediction
 from fastguide.training.data import Images
 from fastguide.training.loop import Batch, LoopConfig, Report, Task, run
 from fastguide.training.objective import noised_alike
+
+
+@dataclass(frozen=True)
+class JudgeConfig(LoopConfig):
+    """Settings of one run: those of the loop, shorter by default."""
+
+    steps: int = 2000
+    ema: float = 0.99
 
 
 def train_classifier(
@@ -59,9 +67,7 @@ def train_classifier(
         return F.cross_entropy(logits.float(), batch.labels)
 
     judge = Classifier(net, process, prediction, _shape(images), images.class_names)
-    about = {"process": repr(process), "prediction": asdict(prediction)}
-    task = Task(loss, lambda folder, *rest: save(folder, judge, *rest), about)
-    run(task, net, images, config, Path(out), report, dtype)
+    _run(judge, loss, images, config, out, report, dtype)
     return load_classifier(out)
 
 
@@ -93,10 +99,24 @@ def train_text_image(
         return contrastive(of_image.float(), of_text.float(), net.scale, batch.labels)
 
     judge = TextImage(net, process, prediction, _shape(images), names)
-    about = {"process": repr(process), "prediction": asdict(prediction), "texts": names}
-    task = Task(loss, lambda folder, *rest: save(folder, judge, *rest), about)
-    run(task, net, images, config, Path(out), report, dtype)
+    _run(judge, loss, images, config, out, report, dtype, texts=names)
     return load_text_image(out)
+
+
+def _run(
+    judge: Classifier | TextImage,
+    loss: Callable[[Callable[..., Any], Batch], Tensor],
+    images: Images,
+    config: LoopConfig,
+    out: str | Path,
+    report: Report | None,
+    dtype: torch.dtype,
+    **more: Any,
+) -> None:
+    """Train the judge's network by `loss`, and store it; `more` tells this run from another."""
+    about = {"process": repr(judge.process), "prediction": asdict(judge.prediction), **more}
+    task = Task(loss, lambda folder, *rest: save(folder, judge, *rest), about)
+    run(task, judge.net, images, config, Path(out), report, dtype)
 
 
 def contrastive(of_image: Tensor, of_text: Tensor, scale: Tensor, texts: Tensor) -> Tensor:

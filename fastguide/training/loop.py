@@ -26,7 +26,10 @@ class LoopConfig:
     """Settings of one run.
 
     Args:
-        steps, batch, rate, warmup: AdamW with betas (0.9, 0.99), linear warm-up and cosine decay.
+        steps: of AdamW with betas (0.9, 0.99).
+        batch: images a step.
+        rate: of learning, after the warm-up; from there half a cosine takes it to 0.
+        warmup: steps in which the rate rises.
         ema: decay of the averaged weights, reached gradually: min(ema, (1 + step) / (10 + step)).
         seed: of the initial weights, the order of the images, noise and times.
         autocast: bf16 matrix products with fp32 weights.

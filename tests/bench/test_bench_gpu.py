@@ -13,7 +13,7 @@ import torch
 import fastguide as fg
 from fastguide.kernels import tuning
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench/gpu"))
 import every_op
 import gpu
 import gpu_tests
@@ -657,7 +657,7 @@ def test_why_a_candidate_cannot_be_used(spills, scale, reason, monkeypatch):
 
 def test_every_kernel_is_tuned():
     assert set(tune.KERNELS) == set(tuning.DEFAULTS), (
-        "add an entry to KERNELS of bench/tune_kernels.py"
+        "add an entry to KERNELS of bench/gpu/tune_kernels.py"
     )
     for name, kernel in tune.KERNELS.items():
         for candidate in kernel.candidates:

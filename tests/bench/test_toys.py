@@ -10,7 +10,7 @@ import torch
 import fastguide as fg
 from fastguide.nets import GaussianMixture
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench/quality"))
 import fractal
 import golden
 import toys

@@ -10,9 +10,9 @@ from test_others import weak_dit
 from test_perturbation import dit, model_of, unet
 
 import fastguide as fg
-from fastguide.engine.run import Inputs
+from fastguide.sampling.inputs import bind_all, make_inputs
 
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
+sys.path.append(str(Path(__file__).parents[2] / "bench/common"))
 from memory import peak_bytes, weight_bytes
 
 GUIDANCES = {
@@ -52,7 +52,7 @@ def test_weights_and_what_graphs_add():
     graphs = captured(model, fg.CFG(2.0), steps=2)
     eager = fg.Sampler(model, fg.CFG(2.0), steps=2)
     # the labels of both branches, and the results
-    prepared = graphs._bind(None, None, 1).fixed[None]
+    prepared = bind_all(graphs._planned, None, None, 1).fixed[None]
     inputs = sum(t.nbytes for t in torch.utils._pytree.tree_leaves(prepared))
     assert graphs.memory(8).run - eager.memory(8).run == 8 * (inputs + 4 * 2 * 16 * 16)
     with pytest.raises(ValueError, match="batch is 0"):
@@ -69,8 +69,8 @@ def test_nothing_is_compiled_for_it():
     plain = captured(model_of(net, shape), fg.CFG(3.0), steps=3)
     assert sampler.memory(4).weights == plain.memory(4).weights
     assert sampler.memory(4).run >= plain.memory(4).run  # in one piece, no stem is shared
-    inputs = Inputs(sampler._bind(None, None, 2), torch.arange(2))
-    assert sampler._way(sampler.plan, inputs, None) == "whole"
+    inputs = make_inputs(sampler._planned, None, None, torch.arange(2))
+    assert sampler._runner.way(sampler._planned, sampler.plan, inputs, None) == "whole"
     with pytest.raises(Exception, match="compiled"):
         sampler([1], [5])
 

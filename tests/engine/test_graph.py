@@ -74,7 +74,7 @@ def kinds_of(sampler):
     plan, found = sampler.plan, set()
     for e, row in enumerate(plan.rows):
         following = plan.rows[e + 1].pattern if e + 1 < len(plan.rows) else None
-        copies = 0 if following is None else sampler._passes["batched"][following].inputs
+        copies = 0 if following is None else sampler._planned.passes["batched"][following].inputs
         masks = (row.reads, row.writes, row.draws, row.learned, row.extra)
         found.add((e == 0, row.pattern, copies if copies > 1 else 0, masks))
     return len(found)
@@ -144,7 +144,7 @@ def test_batches_are_filled_up_to_a_size_of_warmup():
 def test_a_batch_that_is_filled_up_runs_as_that_size_does(mode):
     sampler = captured(model_of(dit()), fg.CFG(3.0))
     sampler.warmup([4])
-    sampler._measured[4] = mode  # whatever was faster
+    sampler._runner.measured[4] = mode  # whatever was faster
     sampler([0] * 4, range(4))
     captures = sampler.stats().captures
     sampler([0] * 3, range(3))
@@ -158,24 +158,25 @@ def test_the_least_recently_used_capture_goes():
         sampler([0] * batch, range(batch))
         counts.append(sampler.stats().captures)
     assert counts == [1, 2, 2, 3, 3, 4]
-    assert len(sampler._graphs.kept) == 2
+    assert len(sampler._runner.graphs.kept) == 2
 
 
 @pytest.mark.parametrize(("graph", "good"), [("whole", 0), ("steps", 0), ("steps", 2)])
 def test_a_capture_that_does_not_fit_leaves_nothing(graph, good):
     sampler = captured(model_of(dit()), fg.CFG(3.0), fails=2, good=good, graph=graph)
+    recorder = sampler._runner.graphs.recorder
     sampler.memory(4)  # what it sets up stays
     gc.collect()
     before = live_tensors()
     per_sample = sampler.memory(2).run - sampler.memory(1).run
     for free, advice in ((0, "not even one sample"), (3.5 * per_sample, "2|3 samples")):
-        sampler._graphs.recorder.bytes, sampler._graphs.recorder.good = int(free), good
+        recorder.bytes, recorder.good = int(free), good
         with pytest.raises(torch.OutOfMemoryError, match=f"run of 4 samples does.*({advice}) may"):
             sampler([1] * 4, range(4))
         # what is left when memory is given back are the call's own inputs
-        assert sampler._graphs.recorder.alive <= before + 16
-    assert sampler._graphs.recorder.released == 2
-    assert not sampler._graphs.kept
+        assert recorder.alive <= before + 16
+    assert recorder.released == 2
+    assert not sampler._runner.graphs.kept
     assert sampler.stats().captures == 0
     assert torch.isfinite(sampler([1], [5])).all()
     assert sampler.stats().captures == (1 if graph == "whole" else kinds_of(sampler))
@@ -191,7 +192,7 @@ def test_an_error_while_a_capture_ends_hides_no_lack_of_memory():
         finally:
             raise RuntimeError("capture was invalidated")
 
-    sampler._graphs.recorder.record = record
+    sampler._runner.graphs.recorder.record = record
     with pytest.raises(torch.OutOfMemoryError, match="does not fit"):
         sampler([1], [5])
 
@@ -263,9 +264,9 @@ def test_autocast_is_part_of_a_capture(graph):
         cached.append(torch.is_autocast_cache_enabled())
         return inner(x, t, cond).float()
 
-    sampler = captured(fg.Model(net, model.process, model.prediction, model.shape, null=5), None)
+    wrapped = fg.Model(net, model.process, model.prediction, model.shape, null=5)
+    sampler = captured(wrapped, None, graph=graph)
     eager = fg.Sampler(model, None, steps=STEPS)
-    sampler.graph = graph
     plain = sampler([1, 2], [5, 6])
     count = sampler.stats().captures
     with torch.autocast("cpu", torch.bfloat16):

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import fastguide as fg
+from fastguide.common.options import Configured
 from fastguide.engine.plan import make_plan
-from fastguide.guidance import POSITIVE, Branch
+from fastguide.guidance.base import POSITIVE, Branch
 from fastguide.ops import table as tables
 from fastguide.ops.table import Column, Extra
 
@@ -107,20 +108,20 @@ def test_a_solver_that_reads_the_negative_gets_its_rows_whatever_their_weight():
 
 
 def test_errors():
-    @fg.options.Configured
+    @Configured
     def careless(levels):
         yield fg.Update(at=levels.points[0], x={"history": 1.0})
 
-    @fg.options.Configured
+    @Configured
     def blind(levels):
         yield fg.Update(at=None, x={"denoised": 1.0})
         yield fg.Update(at=levels.points[0], x={"denoised": 1.0})
 
-    @fg.options.Configured
+    @Configured
     def hoarder(levels):
         yield fg.Update(levels.points[0], {"x": 1.0}, {f"h{i}": {"x": 1.0} for i in range(8)})
 
-    @fg.options.Configured
+    @Configured
     def greedy(levels):
         yield fg.Update(levels.points[0], {"unclamped": 1.0, "negative": 1.0})
 

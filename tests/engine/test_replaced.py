@@ -73,8 +73,8 @@ def test_what_is_shared():
     sampler.warmup([2, 4])
     other = sampler.replaced(guidance=None)
     assert other.net is sampler.net
-    assert other._graphs is sampler._graphs
-    assert other._measured == sampler._measured
+    assert other._runner.graphs is sampler._runner.graphs
+    assert other._runner.measured == sampler._runner.measured
     assert other.guidance is None
     other([0, 1, 2], [0, 1, 2])
     assert (other.stats().padded, sampler.stats().padded) == (1, 0)

@@ -83,7 +83,7 @@ def test_a_callback_runs_between_replays():
     model = model_of(dit())
     sampler = captured(model, fg.CFG(3.0), graph="steps", steps=4)
     eager, seen = fg.Sampler(model, fg.CFG(3.0), steps=4), ([], [])
-    sampler._sizes.add(3)  # the padding is not shown
+    sampler._runner.sizes.add(3)  # the padding is not shown
 
     def watch(into):
         return lambda p: into.append((p.evaluation, p.at, p.x.clone(), p.denoised.clone()))
@@ -113,7 +113,7 @@ def test_adaptive_guidance_drops_its_rows():
     guidance = fg.Adaptive(fg.CFG(3.0), 0.0)  # the angle is 0: off after the first evaluation
     sampler = captured(model, guidance, graph="steps", steps=steps)
     got = sampler([1, 1], [5, 6])
-    graphs = next(iter(sampler._graphs.kept.values())).graphs
+    graphs = next(iter(sampler._runner.graphs.kept.values())).graphs
     launched = []
     counted = {
         name: (lambda n=name, r=replay: (launched.append(n), r()), outputs)
@@ -134,7 +134,7 @@ def test_a_choice_by_size(monkeypatch):
     sampler = captured(model, fg.CFG(3.0), graph=True, steps=4)
     sampler([1], [5])
     assert sampler.stats().captures == 1  # whole
-    monkeypatch.setattr(sys.modules["fastguide.sample"], "WHOLE_NODES", 10)
+    monkeypatch.setattr(sys.modules["fastguide.sampling.running"], "WHOLE_NODES", 10)
     sampler = captured(model, fg.CFG(3.0), graph=True, steps=4)
     sampler([1], [5])
     assert sampler.stats().captures == kinds_of(sampler)
@@ -144,8 +144,8 @@ def test_a_choice_by_size(monkeypatch):
 
 
 def test_the_size_is_counted():
-    from fastguide.engine.count import nodes
-    from fastguide.engine.run import Inputs
+    from fastguide.engine.measure import count_nodes
+    from fastguide.sampling.inputs import make_inputs
 
     def net(x, t, cond):
         for _ in range(50):
@@ -154,6 +154,7 @@ def test_the_size_is_counted():
 
     model = fg.Model(net, fg.Flow(), fg.Prediction("flow"), (1, 4, 4), null=0)
     sampler = fg.Sampler(model, None, steps=7)
-    inputs = Inputs(sampler._bind(None, None, 2), torch.arange(2))
-    count = nodes(sampler.plan, sampler._passes["batched"], inputs, (1, 4, 4), torch.float32, 1)
+    inputs = make_inputs(sampler._planned, None, None, torch.arange(2))
+    known = (sampler.plan, sampler._planned.passes["batched"], inputs.conditions, inputs.seeds)
+    count = count_nodes(*known, (1, 4, 4), torch.float32, 1)
     assert 7 * 50 <= count <= 7 * 60

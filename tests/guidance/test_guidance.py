@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastguide as fg
-from fastguide.guidance import Branch
+from fastguide.guidance.base import Branch
 
 LEVELS = [fg.VP("linear").level(t) for t in (999.0, 800.0, 500.0, 100.0, 0.0)]
 SIGMAS = [fg.EDM().level(s) for s in (80.0, 2.9, 1.0, 0.3, 0.28)]

@@ -2,18 +2,18 @@
 
 import torch
 
-from fastguide.engine.run import Inputs, run
+from fastguide.engine.run import run
+from fastguide.sampling.inputs import make_inputs
 
 
 def loop_of(sampler, cond, seeds, noise):
     """`loop()`: the samples of `sampler(cond, seeds, noise=noise)`; all inputs on its device."""
-    inputs = Inputs(sampler._bind(cond, None, len(seeds)), seeds, noise)
-    passes = sampler._passes[sampler._mode(len(seeds))]
+    planned = sampler._planned
+    inputs = make_inputs(planned, cond, None, seeds, noise)
+    passes = planned.passes[sampler._runner.mode(len(seeds))]
 
     @torch.no_grad()
     def loop():
-        return run(
-            sampler.plan, passes, inputs, sampler.shape, sampler.dtype, sampler.model.outputs
-        )[0]
+        return run(planned.plan, passes, inputs, *planned.setup.settings)[0]
 
     return loop

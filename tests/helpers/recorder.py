@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fastguide as fg
-from fastguide.engine.graph import Graphs, until_compiled
+from fastguide.engine.graph import Graphs
+from fastguide.engine.recorder import until_compiled
 
 
 class Tape(TorchDispatchMode):
@@ -88,5 +89,6 @@ def live_tensors():
 def captured(model, guidance, limit=8, fails=0, good=0, graph="whole", **options):
     """A sampler with a faked recorder."""
     sampler = fg.Sampler(model, guidance, **options)
-    sampler.graph, sampler._graphs = graph, Graphs(Fake(fails, good), limit)
+    runner = sampler._runner
+    runner.graph, runner.graphs = graph, Graphs(Fake(fails, good), limit)
     return sampler

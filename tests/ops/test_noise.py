@@ -7,6 +7,7 @@ import torch
 
 import fastguide as fg
 from fastguide import ops, reference
+from fastguide.ops import as_seeds
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,9 @@ def test_distribution_is_normal():
     [
         ([-1], (3,), 0, "seeds has -1"),
         ([2**63], (3,), 0, "seeds has 9223372036854775808"),
+        (torch.tensor([], dtype=torch.int64), (3,), 0, "seeds is empty"),
+        ("12", (3,), 0, "seeds is '12'"),
+        (1.0, (3,), 0, r"seeds is 1\.0"),
         ([1.5], (3,), 0, "seeds has 1.5"),
         ([True], (3,), 0, "seeds has True"),
         ([], (3,), 0, "seeds is empty"),
@@ -98,8 +102,16 @@ def test_distribution_is_normal():
     ],
 )
 def test_errors(seeds, shape, evaluation, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         fg.noise(seeds, shape, evaluation)
+
+
+def test_seeds_of_a_tensor_are_looked_at():
+    with pytest.raises(ValueError, match="seeds has -2"):
+        as_seeds(torch.tensor([3, -2]))
+    model = fg.Model(lambda x, t, c: -x, fg.Flow(), fg.Prediction("flow"), (1, 2, 2))
+    with pytest.raises(ValueError, match="seeds has -2"):
+        fg.sample(model, steps=1, seeds=torch.tensor([3, -2]))
 
 
 def test_opcheck():

@@ -81,3 +81,20 @@ def test_one_that_fails_fails_alone():
     pool.close()
     with pytest.raises(ValueError, match="samplers is empty"):
         fg.Pool([])
+    with pytest.raises(TypeError, match=r"samplers\[1\] is None"):
+        fg.Pool([samplers[0], None])
+    with pytest.raises(TypeError, match="samplers is 'ab'"):
+        fg.Pool("ab")
+    with pytest.raises(TypeError, match="seeds is 'ab'"):
+        pool(0, "ab")
+
+
+def test_one_that_takes_no_more_is_left_alone():
+    """It would be asked again and again, as it has least to do."""
+    samplers = [fg.Sampler(model_of(dit()), fg.CFG(2.0), steps=2) for _ in range(2)]
+    pool = fg.Pool(samplers, rest=1000.0)
+    samplers[0].close()
+    with pytest.raises(RuntimeError, match="was closed"):
+        pool.submit(0, 0)
+    assert all(torch.isfinite(pool.submit(0, seed).result(60)).all() for seed in range(3))
+    pool.close(60)

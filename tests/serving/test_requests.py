@@ -178,8 +178,10 @@ def test_a_guidance_that_the_sampler_has_not(guidance, message):
         sampler.submit(0, 0, guidance=guidance())
     with pytest.raises(ValueError, match=r"cond has 9"):
         sampler.submit(9, 0)
-    with pytest.raises(ValueError, match="seeds"):
+    with pytest.raises(ValueError, match="seed is -1"):
         sampler.submit(0, -1)
+    with pytest.raises(TypeError, match=r"seed is \[1\]"):
+        sampler.submit(0, [1])
     with pytest.raises(ValueError, match="max_batch is 0"):
         fg.Sampler(model_of(dit()), None, max_batch=0)
     with pytest.raises(ValueError, match="max_wait is -1"):

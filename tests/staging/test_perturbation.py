@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import fastguide as fg
 from fastguide import ops, reference
 from fastguide.engine.program import make_program
-from fastguide.guidance import Branch
+from fastguide.guidance.base import Branch
 from fastguide.nets import DiT, UNet
 from fastguide.nets.attention import fold_identity
 from fastguide.staging.contract import Routing, Segment, choose_layers

@@ -47,7 +47,9 @@ accelerate = guide
 
 def from_diffusers(net: Any, scheduler: Any, shape: Sequence[int] | None = None) -> Model:
     """A `Model` for `fastguide.sample` of a network of diffusers and what its scheduler's config
-    says about process and prediction.
+    says about process and prediction. What `fastguide.sample` is not told is the scheduler's too:
+    its levels for that number of steps, the size of its first noise, its solver and its clamp. A
+    shift that follows the image's size is that of tokens of 2 x 2.
 
     The condition is what the network's adapter says: the text `[B, T, D]`, class labels `[B]`, or a
     dict of tensors.

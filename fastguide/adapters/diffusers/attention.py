@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from fastguide import ops
 from fastguide.adapters.diffusers.network import is_plain
-from fastguide.nets.attention import nag
 from fastguide.staging.contract import Routing, Segment, split
+from fastguide.staging.normalized import nag
 from fastguide.staging.perturbation import BlurredQueries, Identity
 
 Grid = tuple[int, int]

@@ -44,7 +44,9 @@ class Draws:
 def draws_of(given: Mapping[str, Any]) -> Draws:
     """Those of a call's arguments; nothing is drawn from its generators."""
     generator = given.get("generator")
-    each = list(generator) if isinstance(generator, (list, tuple)) and generator else [generator]
+    each: list[Any] = (
+        list(generator) if isinstance(generator, (list, tuple)) and generator else [generator]
+    )
     return Draws(
         tuple(_seed(one) for one in each),
         float(given.get("eta") or 0.0),

@@ -28,9 +28,9 @@ from fastguide.adapters.diffusers.network import (
     dtype_of,
 )
 from fastguide.adapters.diffusers.sd3 import added
-from fastguide.nets.attention import shuffled
-from fastguide.nets.timed import timed
 from fastguide.staging.contract import PLAIN, TIME, Routing, Segment, Stage
+from fastguide.staging.shuffled import shuffled
+from fastguide.staging.timed import timed
 
 
 class Rope:

@@ -1,8 +1,8 @@
 """A guided pipeline: a pipeline of the same class, with the same components, whose calls are ours.
 
 A call works on a shallow copy of it, in which network and scheduler are ours (`standins`). All
-state of a run lives there. What the copy is given is read on the pipeline after the call; what is set
-on the pipeline meanwhile reaches the copy.
+state of a run lives there. What the copy is given is read on the pipeline after the call; what is
+set on the pipeline meanwhile reaches the copy.
 """
 
 from __future__ import annotations

@@ -33,10 +33,10 @@ from fastguide.adapters.diffusers.network import (
     dtype_of,
     patches_to_pixels,
 )
-from fastguide.nets.attention import shuffled
-from fastguide.nets.timed import timed
 from fastguide.staging.contract import PLAIN, TIME, Routing, Segment, Stage
 from fastguide.staging.perturbation import BlurredQueries, Identity
+from fastguide.staging.shuffled import shuffled
+from fastguide.staging.timed import timed
 
 
 class State(NamedTuple):

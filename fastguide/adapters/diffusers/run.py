@@ -40,6 +40,7 @@ from fastguide.sampling.finite import check_finite
 from fastguide.staging.contract import choose_layers
 from fastguide.staging.perturbation import Layers
 
+PLAIN = Draws()
 TEXTS = {"text", "pooled", "text_embeds", "encoder_hidden_states", "pooled_projections"}
 NEGATIVE = Branch("negative")
 NO_TENSOR = torch.empty(0)
@@ -60,7 +61,7 @@ class Settings:
 
     family: Family
     guidance: Guidance | None
-    draws: Draws = Draws()
+    draws: Draws = PLAIN
     watched: bool = False
     scale: Callable[[], Any] = lambda: None
 

@@ -86,7 +86,7 @@ def with_scale(guidance: Guidance, amount: Amount) -> Guidance:
 def _inner(guidance: Guidance) -> list[Guidance]:
     if isinstance(guidance, Sum):
         return list(guidance.parts)
-    names = [one.name for one in fields(guidance)] if is_dataclass(guidance) else []
+    names: list[str] = [one.name for one in fields(guidance)] if is_dataclass(guidance) else []
     found: list[Any] = [getattr(guidance, name) for name in names]
     return [one for one in found if isinstance(one, Guidance)]
 

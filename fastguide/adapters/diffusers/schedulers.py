@@ -107,7 +107,7 @@ def meaning_of(scheduler: Any) -> Meaning:
         process = EDM(float(scheduler.sigmas[-2]), float(config.sigma_max))
         prediction = Prediction("edm", sigma_data=float(config.sigma_data))
         return Meaning(process, prediction, _clamp(scheduler), False)
-    if name == "FlowMatchEulerDiscreteScheduler":
+    if name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"):
         return Meaning(Flow(), Prediction("flow"), None, False, float(config.num_train_timesteps))
     kind = _PREDICTIONS.get(config.prediction_type)
     if kind is None:
@@ -196,10 +196,9 @@ def _times(scheduler: Any, begin: int, process: Process) -> tuple[float, ...]:
 def _by_sigmas(scheduler: Any, begin: int, stride: int = 1) -> tuple[Levels, int]:
     """The levels of the sigmas from `begin` on, and how many idle steps end them."""
     process = meaning_of(scheduler).process
-    timesteps = scheduler.timesteps.tolist()
-    # a level more than is visited lies behind those of interpolation_type "log_linear"
-    sigmas = scheduler.sigmas.double().tolist()[begin : len(timesteps) + 1]
-    times = [*timesteps[begin:], 0.0]
+    sigmas = scheduler.sigmas.double().tolist()[begin:]
+    times = [*scheduler.timesteps.tolist()[begin:], 0.0]
+    sigmas = sigmas[: len(times)]  # of log-linear ones there is one more, which no step reaches
     if stride == 2:  # Heun's sigmas come twice, but for the first and the last
         sigmas = [sigmas[0], *sigmas[1:-1:2], sigmas[-1]]
         times = [times[0], *times[1:-1:2], 0.0]
@@ -235,7 +234,7 @@ def _ddim(scheduler: Any, begin: int, eta: float) -> Course:
         to = _at(scheduler, t - stride) if t >= stride else _final(scheduler)
         pairs.append((_at(scheduler, t), to))
     points = (*(now for now, _ in pairs), pairs[-1][1])
-    levels = Jumps(process, points, tuple(pairs))
+    levels = Jumps(process, points, pairs=tuple(pairs))
     return Course(levels, ddim(eta=eta, rederive=False), _times(scheduler, begin, process))
 
 
@@ -354,6 +353,10 @@ def _flow(scheduler: Any, begin: int, eta: float) -> Course:
     return _sigma_course(scheduler, begin, consistency(sigma_min=0.0) if stochastic else euler)
 
 
+def _flow_heun(scheduler: Any, begin: int, eta: float) -> Course:
+    return _sigma_course(scheduler, begin, heun, stride=2)
+
+
 def _lcm(scheduler: Any, begin: int, eta: float) -> Course:
     process = meaning_of(scheduler).process
     points = [_at(scheduler, t) for t in scheduler.timesteps.tolist()[begin:]]
@@ -380,6 +383,7 @@ _COURSES: dict[str, Callable[[Any, int, float], Course]] = {
     "EulerAncestralDiscreteScheduler": _euler_ancestral,
     "EulerDiscreteScheduler": _euler,
     "FlowMatchEulerDiscreteScheduler": _flow,
+    "FlowMatchHeunDiscreteScheduler": _flow_heun,
     "HeunDiscreteScheduler": _heun,
     "LCMScheduler": _lcm,
     "LMSDiscreteScheduler": _lms,

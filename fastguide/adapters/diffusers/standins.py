@@ -90,12 +90,12 @@ class Step:
 
 def network_of(inner: Any, run: Run) -> Any:
     """In the place of a network."""
-    return _made(_class(Network, type(inner)), inner, run)
+    return _made(_class(Network, inner.__class__), inner, run)
 
 
 def scheduler_of(inner: Any, run: Run) -> Any:
     """In the place of a scheduler."""
-    return _made(_class(Scheduler, type(inner)), inner, run)
+    return _made(_class(Scheduler, inner.__class__), inner, run)
 
 
 def original(component: Any) -> Any:

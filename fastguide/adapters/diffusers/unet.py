@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from fastguide.adapters.diffusers import unet_blocks
 from fastguide.adapters.diffusers.network import Adapted, Call, dtype_of
 from fastguide.adapters.diffusers.unet_blocks import State, body_stages
-from fastguide.nets.timed import timed
 from fastguide.staging.contract import PLAIN, TIME, Routing, Stage
+from fastguide.staging.timed import timed
 
 
 class UNet(Adapted):

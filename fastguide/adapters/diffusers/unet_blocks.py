@@ -17,8 +17,8 @@ from fastguide.adapters.diffusers.attention import (
     project_out,
     self_attention,
 )
-from fastguide.nets.attention import shuffled
 from fastguide.staging.contract import Routing, Stage
+from fastguide.staging.shuffled import shuffled
 
 
 class State(NamedTuple):

@@ -18,8 +18,8 @@ from fastguide.adapters.diffusers import unet_blocks
 from fastguide.adapters.diffusers.attention import bias_of
 from fastguide.adapters.diffusers.network import Adapted, Call, NotUnderstood, dtype_of
 from fastguide.adapters.diffusers.unet_blocks import State, body_stages, cross_key_values
-from fastguide.nets.timed import timed
 from fastguide.staging.contract import PLAIN, TIME, Routing, Stage
+from fastguide.staging.timed import timed
 
 _NAMES = {
     "encoder_hidden_states": "text",

@@ -1,0 +1,151 @@
+"""How exact is each solver for its evaluations? All of them on a mixture whose scores are known.
+
+Left: the distance of each sample from where the exact probability flow takes its noise (root mean
+square, deterministic solvers). Right: the distance of all samples together from the mixture (sliced
+Wasserstein-1), which stochastic solvers can be held to as well; its floor is what as many exact
+draws have.
+
+    make solvers    # writes docs/images/solvers.png and bench/results/solvers.json
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from picture import panels, write_png
+from results import IMAGES, RESULTS, console, keep, where_and_when
+from rich.table import Table
+from torch import Tensor
+
+import fastguide as fg
+from fastguide.nets import GaussianMixture
+from fastguide.solvers import SOLVERS, Solver
+
+COUNTS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # evaluations
+SAMPLES, DIRECTIONS = 4096, 32
+PROCESS, PREDICTION = fg.EDM(0.002, 80.0), fg.Prediction("edm")
+MEANS = torch.tensor([[1.2, 0.2], [-0.9, 0.9], [-0.3, -1.1], [0.4, -0.4]], dtype=torch.float64)
+STDS, WEIGHTS = [0.3, 0.2, 0.25, 0.1], [0.3, 0.3, 0.25, 0.15]
+STOCHASTIC = {
+    "ddpm": SOLVERS["ddpm"],
+    "ddpm large": SOLVERS["ddpm"](variance="large"),
+    "euler_ancestral": SOLVERS["euler_ancestral"],
+    "dpmpp_2m_sde": SOLVERS["dpmpp_2m_sde"],
+    "dpmpp_3m_sde": SOLVERS["dpmpp_3m_sde"],
+    "heun, churn 20": SOLVERS["heun"](churn=20.0),
+    "predictor_corrector": SOLVERS["predictor_corrector"],
+}
+DETERMINISTIC = {
+    **{n: SOLVERS[n] for n in ("ddim", "heun", "plms", "pndm", "lms", "deis")},
+    **{n: SOLVERS[n] for n in ("dpm_2m", "dpm_3m", "dpmpp_2m", "dpmpp_3m", "unipc")},
+    "unipc, order 3": SOLVERS["unipc"](order=3),
+}
+
+
+def sample(solver: Solver, steps: int) -> tuple[Tensor, int]:
+    """Samples fp32 `[SAMPLES, 2]` and the evaluations that they took."""
+    net = GaussianMixture(MEANS, STDS, WEIGHTS, PROCESS, PREDICTION)
+    model = fg.Model(net, PROCESS, PREDICTION, (2,))
+    sampler = fg.Sampler(model, solver=solver, steps=steps)
+    return sampler(None, range(SAMPLES)), sampler.plan.evaluations
+
+
+def draws(seed: int) -> Tensor:
+    """As many draws from the mixture itself."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.tensor(WEIGHTS, dtype=torch.float64)
+    which = torch.multinomial(weights, SAMPLES, replacement=True, generator=generator)
+    noise = torch.randn(SAMPLES, 2, generator=generator, dtype=torch.float64)
+    return MEANS[which] + torch.tensor(STDS, dtype=torch.float64)[which].unsqueeze(1) * noise
+
+
+def sliced_distance(one: Tensor, other: Tensor) -> float:
+    """Mean Wasserstein-1 distance of the projections on evenly spread directions."""
+    angles = torch.arange(DIRECTIONS, dtype=torch.float64) * math.pi / DIRECTIONS
+    directions = torch.stack([angles.cos(), angles.sin()])
+    a, b = ((points.double() @ directions).sort(dim=0).values for points in (one, other))
+    return (a - b).abs().mean().item()
+
+
+def steps_for(solver: Solver, evaluations: int) -> int | None:
+    """The steps with which `solver` takes at most `evaluations`, if it takes nearly as many."""
+    for steps in range(evaluations, 0, -1):
+        levels = fg.make_levels(PROCESS, steps)
+        taken = sum(update.at is not None for update in solver.run(levels))
+        if taken <= evaluations:
+            return steps if taken >= evaluations - 1 else None
+    return None
+
+
+def measure() -> list[dict[str, Any]]:
+    """One record per solver and number of evaluations."""
+    truth, _ = sample(SOLVERS["unipc"](order=3), 600)
+    against, rows = draws(1), []
+    for names, exact in ((DETERMINISTIC, True), (STOCHASTIC, False)):
+        for name, solver in names.items():
+            for count in COUNTS:
+                steps = steps_for(solver, count)
+                if steps is None:
+                    continue
+                samples, evaluations = sample(solver, steps)
+                row = {"solver": name, "steps": steps, "evaluations": evaluations}
+                row["sliced"] = sliced_distance(samples, against)
+                if exact:
+                    row["error"] = (samples - truth).square().mean().sqrt().item()
+                rows.append(row)
+    return rows
+
+
+def plot(rows: list[dict[str, Any]], floor: float, path: Path) -> None:
+    """Both distances over the evaluations."""
+    figure, axes = panels(2, size=(13, 5.5))
+    colours = matplotlib.colormaps["tab20"].colors
+    for i, name in enumerate(dict.fromkeys(row["solver"] for row in rows)):
+        mine = [row for row in rows if row["solver"] == name]
+        look = {
+            "color": colours[i % len(colours)],
+            "marker": "os^vDP*X"[i % 8],
+            "markersize": 4,
+            "linewidth": 1.2,
+            "linestyle": "--" if name in STOCHASTIC else "-",
+            "label": name,
+        }
+        at = [row["evaluations"] for row in mine]
+        if "error" in mine[0]:
+            axes[0].loglog(at, [row["error"] for row in mine], **look)
+        axes[1].loglog(at, [row["sliced"] for row in mine], **look)
+    axes[1].axhline(floor, color="gray", linestyle=":", label="exact draws")
+    axes[0].set(ylabel="error to the exact probability flow (rms)")
+    axes[1].set(ylabel="sliced Wasserstein-1 distance to the mixture")
+    for panel in axes:
+        panel.set(xlabel="evaluations", xticks=COUNTS)
+        panel.set_xticks([], minor=True)
+        panel.set_xticklabels([str(count) for count in COUNTS])
+        panel.grid(alpha=0.3)
+    axes[1].legend(frameon=False, fontsize=8, bbox_to_anchor=(1.0, 1.0), loc="upper left")
+    write_png(figure, path, dpi=110)
+
+
+def main() -> None:
+    """Measure, print, write the JSON and the picture."""
+    rows = measure()
+    floor = sliced_distance(draws(2), draws(1))
+    shown = [8, 16, 32, 64]
+    table = Table("solver", *(f"{count}" for count in shown), title="error at N evaluations")
+    for name in dict.fromkeys(row["solver"] for row in rows):
+        mine = [row for row in rows if row["solver"] == name]
+        by_count = {row["evaluations"] + row["evaluations"] % 2: row for row in mine}
+        cells = [by_count.get(count, {}) for count in shown]
+        table.add_row(name, *(f"{c.get('error', c.get('sliced', math.nan)):.1e}" for c in cells))
+    console.print(table)
+    content = {**where_and_when(), "samples": SAMPLES, "sliced_floor": floor, "rows": rows}
+    keep(RESULTS / "solvers.json", content)
+    plot(rows, floor, IMAGES / "solvers.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The model as one sampler runs it: its network in a dtype, the shape of a sample, a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastguide.engine.captured import Settings
+from fastguide.engine.pattern import no_layers
+from fastguide.model import Model
+from fastguide.sampling.checks import check_shape, device_of, net_as
+from fastguide.staging.contract import choose_layers, is_staged
+from fastguide.staging.perturbation import Layers
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What stays as it is when a sampler's course is `replaced`.
+
+    Args:
+        net: the network of that dtype; the model's own where that is its dtype.
+        settings: shape and dtype of all runs.
+        device: where they run.
+    """
+
+    model: Model
+    net: Any
+    settings: Settings
+    device: torch.device
+
+    def choose(self, layers: Layers) -> tuple[str, ...]:
+        """The names of the network's layers that a guidance names."""
+        if is_staged(self.net):
+            return choose_layers(layers, self.net)
+        return no_layers(layers, getattr(self.net, "why_not_staged", None))
+
+
+def set_up(
+    model: Model,
+    shape: Sequence[int] | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Setup:
+    """See `fastguide.Sampler` for the arguments and what is raised."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model is a {type(model).__name__}, but it should be a fastguide.Model")
+    sides, where = check_shape(model, shape), device_of(model, device)
+    net, number = net_as(model, dtype)
+    return Setup(model, net, Settings(sides, number, model.outputs), where)
