@@ -3,7 +3,7 @@ hardware.
 """
 
 from fastguide import guidance, solvers, spacing
-from fastguide.adapters.diffusers import accelerate, from_diffusers
+from fastguide.adapters.diffusers import accelerate, from_diffusers, guide
 from fastguide.assets import load
 from fastguide.checkpoint.judges import Classifier, TextImage, load_classifier, load_text_image
 from fastguide.checkpoint.models import CheckpointError, save
@@ -45,6 +45,7 @@ __all__ = [
     "accelerate",
     "from_diffusers",
     "grey",
+    "guide",
     "images",
     "invert",
     "keep_freed_memory",

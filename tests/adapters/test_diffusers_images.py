@@ -125,7 +125,7 @@ def test_cfg(kind):
     nearly = fg.CFG(4.0) + fg.PAG(1e-30)  # forks the state in the middle
     check(result(fg.accelerate(pipe, nearly)(**image_call(kind))), want)
     plain = result(pipe(**image_call(kind, **{knob: 1.0})))
-    check(result(fg.accelerate(pipe)(**image_call(kind))), plain)
+    check(result(fg.guide(pipe)(**image_call(kind, **{knob: 1.0}))), plain)
     assert (plain - want).abs().max() > 10 * LIMIT * want.abs().max()
 
 
@@ -165,7 +165,7 @@ def test_pixart_alpha(sizes, scale):
     pipe = pixart_pipe(transformer=net, kind="PixArtAlphaPipeline")
     want = result(pipe(**pixart_call(guidance_scale=scale)))
     guidance = fg.CFG(scale) if scale > 1 else None
-    check(result(fg.accelerate(pipe, guidance)(**pixart_call())), want)
+    check(result(fg.guide(pipe, guidance)(**pixart_call(guidance_scale=scale))), want)
 
 
 def test_masks_in_the_input_of_other_networks_are_an_error():
@@ -174,10 +174,17 @@ def test_masks_in_the_input_of_other_networks_are_an_error():
         fg.accelerate(sd3_pipe(transformer=sd3(in_channels=33, out_channels=16)))
     with pytest.raises(ValueError, match="FluxTransformer2DModel takes 32 channels and returns 16"):
         fg.accelerate(flux_pipe(transformer=flux(in_channels=32, out_channels=16)))
+
+
+def test_masks_in_the_input_of_a_network_that_is_not_staged():
     net = sd(in_channels=9)
     net.enable_freeu(0.9, 0.2, 1.2, 1.4)
-    with pytest.raises(ValueError, match=r"9 channels .* but FreeU is enabled on it"):
-        fg.accelerate(sd_pipe(unet=net))
+    pipe = of_parts("StableDiffusionInpaintPipeline", sd_pipe(unet=net))
+    want = result(pipe(**image_call("StableDiffusionInpaintPipeline", guidance_scale=4.0)))
+    guided = fg.guide(pipe, fg.CFG(4.0))
+    check(result(guided(**image_call("StableDiffusionInpaintPipeline"))), want)
+    mixed = fg.guide(pipe, fg.CFG(4.0) + fg.ICG(1.0 + 1e-6))  # by a call of our own
+    check(result(mixed(**image_call("StableDiffusionInpaintPipeline"))), want)
 
 
 def test_another_network_with_masks_in_its_input():

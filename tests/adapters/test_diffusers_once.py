@@ -11,6 +11,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from tiny_diffusers import NETS, B, rand, sd  # noqa: E402
 from tiny_pipelines import PIPES, SD_NOISE, result, sd_call, sd_pipe  # noqa: E402
+from watched import watching  # noqa: E402
 
 from fastguide.adapters.diffusers.networks import adapt  # noqa: E402
 
@@ -28,13 +29,11 @@ EMBEDDERS = {
 }
 
 
-def rows_of(net, names):
-    """The rows that each module is given, as they come."""
+def rows_of(net, names, run):
+    """The rows that each module is given in `run()`, as they come."""
     rows = {name: [] for name in names}
-    for name in names:
-        net.get_submodule(name).register_forward_hook(
-            lambda m, i, o, name=name: rows[name].append(len(o))
-        )
+    with watching(net, names, lambda name, out: rows[name].append(len(out))):
+        run()
     return rows
 
 
@@ -43,8 +42,8 @@ def test_times_are_embedded_once(family):
     make, call, _ = PIPES[family]
     pipe = make()
     attribute, names = EMBEDDERS[family]
-    rows = rows_of(getattr(pipe, attribute), names)
-    fg.accelerate(pipe, fg.CFG(4.0) + fg.PAG(1.0))(**call(num_inference_steps=5))
+    guided = fg.guide(pipe, fg.CFG(4.0) + fg.PAG(1.0))
+    rows = rows_of(getattr(pipe, attribute), names, lambda: guided(**call(num_inference_steps=5)))
     assert list(rows.values()) == [[1 + 5]] * len(names)
 
 
@@ -59,8 +58,7 @@ def test_times_are_embedded_once_by_the_sampler(family):
         "pixart": rand(B, 7, 20),
         "dit": torch.tensor([3, 7]),
     }[family]
-    rows = rows_of(net, names)
-    fg.sample(model, cond, fg.PAG(1.0), steps=5, seeds=range(B))
+    rows = rows_of(net, names, lambda: fg.sample(model, cond, fg.PAG(1.0), steps=5, seeds=range(B)))
     assert list(rows.values()) == [[1 + 5]] * len(names)
 
 
@@ -100,8 +98,10 @@ def test_times_are_embedded_one_by_one_where_rows_are_not_apart():
         setattr(net.time_embedding, name, new)
     pipe = sd_pipe(diffusers.EulerDiscreteScheduler(**SD_NOISE), net)
     want = result(pipe(**sd_call(guidance_scale=4.0)))
-    rows = rows_of(net, ["time_embedding"])
-    got = result(fg.accelerate(pipe, fg.CFG(4.0))(**sd_call()))
+    got = []
+    guided = fg.guide(pipe, fg.CFG(4.0))
+    rows = rows_of(net, ["time_embedding"], lambda: got.append(result(guided(**sd_call()))))
+    got = got[0]
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()
     assert rows["time_embedding"] == [1] * 5
 
@@ -126,42 +126,29 @@ def test_runs_on_one_network_do_not_meet():
 def test_text_is_projected_once():
     pipe = sd_pipe()
     calls = []
-    for name, module in pipe.unet.named_modules():
-        if name.endswith(("attn2.to_k", "attn2.to_v")):
-            module.register_forward_hook(lambda *_: calls.append(1))
-    layers = sum(name.endswith("attn2") for name, _ in pipe.unet.named_modules())
-    fg.accelerate(pipe, fg.CFG(4.0))(**sd_call(num_inference_steps=5))
-    assert len(calls) == 2 * layers
-    calls.clear()
-    model = fg.from_diffusers(pipe.unet, pipe.scheduler)
-    text = rand(B, 7, 24, seed=1)
-    fg.sample(model, text, fg.CFG(4.0), steps=5, seeds=range(B), negative=-text)
-    assert len(calls) == 2 * 2 * layers
+    names = [n for n, _ in pipe.unet.named_modules() if n.endswith(("attn2.to_k", "attn2.to_v"))]
+    with watching(pipe.unet, names, lambda *_: calls.append(1)):
+        fg.guide(pipe, fg.CFG(4.0))(**sd_call(num_inference_steps=5))
+        assert len(calls) == len(names)
+        calls.clear()
+        model = fg.from_diffusers(pipe.unet, pipe.scheduler)
+        text = rand(B, 7, 24, seed=1)
+        fg.sample(model, text, fg.CFG(4.0), steps=5, seeds=range(B), negative=-text)
+        assert len(calls) == 2 * len(names)
 
 
 def test_rows_that_are_off_are_not_run():
     pipe = sd_pipe()
-    rows = []
-    pipe.unet.conv_out.register_forward_hook(lambda m, i, o: rows.append(len(o) // B))
     half = fg.CFG(4.0, schedule=lambda at: float(at.t > 500))
-    fg.accelerate(pipe, half + fg.PAG(1.0))(**sd_call())
-    assert rows == [3, 3, 2, 2]
-    rows.clear()
-    fg.accelerate(pipe, half)(**sd_call())
-    assert rows == [2, 2, 1, 1]
+    for guidance, want in ((half + fg.PAG(1.0), [3, 3, 2, 2]), (half, [2, 2, 1, 1])):
+        guided = fg.guide(pipe, guidance)
+        rows = rows_of(pipe.unet, ["conv_out"], lambda guided=guided: guided(**sd_call()))
+        assert rows == {"conv_out": [n * B for n in want]}
 
 
 def test_the_stem_and_the_prefix_run_once():
     pipe = sd_pipe()
-    rows = {}
-
-    def watch(name):
-        pipe.unet.get_submodule(name).register_forward_hook(
-            lambda m, i, o, name=name: rows.update({name: len(o) // B})
-        )
-
     names = ["conv_in", "down_blocks.0.resnets.0", "down_blocks.1.resnets.0", "mid_block.resnets.1"]
-    for name in names:
-        watch(name)
-    fg.accelerate(pipe, fg.CFG(4.0) + fg.PAG(1.0))(**sd_call(num_inference_steps=1))
-    assert [rows[name] for name in names] == [1, 1, 2, 3]
+    guided = fg.guide(pipe, fg.CFG(4.0) + fg.PAG(1.0))
+    rows = rows_of(pipe.unet, names, lambda: guided(**sd_call(num_inference_steps=1)))
+    assert list(rows.values()) == [[B], [B], [2 * B], [3 * B]]

@@ -29,6 +29,7 @@ from tiny_pipelines import (  # noqa: E402
     sdxl_call,
     sdxl_pipe,
 )
+from watched import watching  # noqa: E402
 
 LIMIT = 1e-4
 SCHEDULERS = {
@@ -88,7 +89,9 @@ def test_cfg(family):
         result(pipe(**call(**{knob: 5.0}, num_inference_steps=3))),
     )
     assert torch.equal(result(pipe(**call(**{knob: 5.0}))), before)  # the original is as it was
-    check(result(fg.accelerate(pipe)(**call())), result(pipe(**call(**{knob: 1.0}))))
+    check(result(fg.guide(pipe)(**call())), result(pipe(**call())))  # its own CFG
+    check(result(fg.guide(pipe)(**call(**{knob: 1.0}))), result(pipe(**call(**{knob: 1.0}))))
+    check(result(fg.guide(pipe)(**call(**{knob: 3.0}))), result(pipe(**call(**{knob: 3.0}))))
 
 
 @pytest.mark.parametrize(
@@ -363,8 +366,10 @@ def test_callbacks_that_change_conditions(family, name):
 
 
 @pytest.mark.parametrize("samples", [1, 2])
-def test_callbacks_that_end_guidance(samples):
-    """As diffusers' guide has it; here a schedule does that, and saves the rows."""
+@pytest.mark.parametrize("guidance", [None, fg.CFG(7.5)], ids=["its own", "given"])
+def test_callbacks_that_end_guidance(samples, guidance):
+    """As diffusers' guide has it: fewer rows from there on."""
+    pipe, rows = sd_pipe(), []
 
     def end(pipe, step, timestep, kwargs):
         if step == 1:
@@ -372,10 +377,15 @@ def test_callbacks_that_end_guidance(samples):
             return {"prompt_embeds": kwargs["prompt_embeds"].chunk(2)[-1]}
         return kwargs
 
-    call = sd_call(callback_on_step_end=end, callback_on_step_end_tensor_inputs=["prompt_embeds"])
-    call |= {name: call[name][:samples] for name in call if name.endswith("embeds")}
-    with pytest.raises(ValueError, match=r"the pipeline runs 1 (rows|samples), but"):
-        fg.accelerate(sd_pipe(), fg.CFG(4.0))(**call)
+    def call(**more):
+        more |= {"callback_on_step_end": end}
+        found = sd_call(callback_on_step_end_tensor_inputs=["prompt_embeds"], **more)
+        return found | {name: found[name][:samples] for name in found if name.endswith("embeds")}
+
+    want = result(pipe(**call()))
+    with watching(pipe.unet, ["conv_out"], lambda name, out: rows.append(len(out))):
+        check(result(fg.guide(pipe, guidance)(**call())), want)
+    assert rows == [2 * samples, 2 * samples, samples, samples]
 
 
 def test_interrupts():
@@ -411,25 +421,22 @@ def test_an_exception_leaves_nothing_behind():
 # Errors
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"guidance_scale": 5.0}, "guidance_scale is 5.0, but the guidance is given to accelerate"),
-        ({"guidance_rescale": 0.7}, "guidance_rescale is 0.7, which fastguide does not support"),
-        ({"cross_attention_kwargs": {"other": 0.5}}, "the argument 'cross_attention_kwargs'"),
-    ],
-)
-def test_arguments_that_are_not_ours(changes, message):
-    pipe = fg.accelerate(sd_pipe(), fg.CFG(4.0))
-    with pytest.raises(ValueError, match=message):
-        pipe(**sd_call(**changes))
+def test_another_scale_than_the_guidance_has():
+    pipe = fg.guide(sd_pipe(), fg.CFG(4.0))
+    why = r"guidance_scale is 5\.0 in the call, but the guidance has its own: CFG\(scale=4\.0"
+    with pytest.raises(ValueError, match=why):
+        pipe(**sd_call(guidance_scale=5.0))
+    same = result(pipe(**sd_call(guidance_scale=4.0)))
+    assert torch.equal(same, result(pipe(**sd_call())))
+    with pytest.raises(ValueError, match=r"guidance_rescale is 0\.7 in the call, but"):
+        fg.guide(sd_pipe(), fg.CFG(4.0).rescale(0.5))(**sd_call(guidance_rescale=0.7))
 
 
 def test_what_we_do_not_have_is_an_error():
     pipe = sd_pipe()
     with pytest.raises(ValueError, match="pipe is a dict, but it should be one of"):
         fg.accelerate({})
-    with pytest.raises(ValueError, match="accelerated already"):
+    with pytest.raises(ValueError, match="guided already"):
         fg.accelerate(fg.accelerate(pipe))
     with pytest.raises(TypeError, match=r"guidance is 5\.0"):
         fg.accelerate(pipe, 5.0)
@@ -554,7 +561,7 @@ def test_autoguidance_in_a_pipeline():
     pipe, weak = sd_pipe(), sd(layers_per_block=2)
     other = fg.from_diffusers(weak, pipe.scheduler)
     got = result(fg.accelerate(pipe, fg.AutoGuidance(other, 2.0))(**sd_call()))
-    plain = result(fg.accelerate(pipe)(**sd_call()))
+    plain = result(fg.accelerate(pipe)(**sd_call(guidance_scale=1.0)))
     assert (got - plain).abs().max() > 0.1
     same = fg.from_diffusers(pipe.unet, pipe.scheduler)
     check(result(fg.accelerate(pipe, fg.AutoGuidance(same, 2.0))(**sd_call())), plain)

@@ -12,14 +12,18 @@ from fastguide.guidance.base import Guidance
 from fastguide.model import Model
 
 
-def accelerate(
-    pipe: Any, guidance: Guidance | None = None, compile: bool | Mapping[str, Any] = False
+def guide(
+    pipe: Any,
+    guidance: Guidance | None = None,
+    compile: bool | Mapping[str, Any] = False,
+    check: bool = True,
 ) -> Any:
-    """A pipeline that is called as `pipe` is, under `guidance`, with our loop and kernels inside.
+    """A pipeline that is called and managed as `pipe` is, under `guidance`, by our kernels.
 
-    It shares the weights and every other part with `pipe`, which stays as it is. Its scheduler's
-    config says levels and solver. In a call the guidance scale is not given (`guidance_scale`, for
-    Flux `true_cfg_scale`): it is in `guidance`.
+    It holds the components of `pipe`, which stays as it is. Its scheduler says levels and solver.
+    The guidance scale of a call (`guidance_scale`, for Flux `true_cfg_scale`; a number, or a list
+    with one for each step) is that of the guidance's CFG term: without a `guidance` the pipeline's
+    own CFG, beside another guidance a CFG more. Where `guidance` has a CFG, its scale is fixed.
 
     Args:
         pipe: a pipeline of diffusers: Stable Diffusion 1, 2, XL and 3, Flux, PixArt, Sana, DiT,
@@ -27,13 +31,18 @@ def accelerate(
         guidance: a guidance or a sum of them. A layer is named as its module:
             "mid_block.attentions.0.transformer_blocks.0.attn1", "transformer_blocks.7"; or "mid".
         compile: compile each pattern of branches as one graph; or options of `torch.compile`.
+        check: raise `fastguide.NonFiniteError` where samples are not finite, with the step at
+            which they first were not; one look at the end of a call.
 
     Raises:
         ValueError, TypeError: a pipeline, scheduler, flag or layer that we do not have.
     """
     from fastguide.adapters.diffusers import pipelines
 
-    return pipelines.accelerate(pipe, guidance, compile)
+    return pipelines.guide(pipe, guidance, compile, check)
+
+
+accelerate = guide
 
 
 def from_diffusers(net: Any, scheduler: Any, shape: Sequence[int] | None = None) -> Model:

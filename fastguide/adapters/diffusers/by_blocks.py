@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fastguide.adapters.diffusers.blocks import BLOCKS, Blocks, modules_of
-from fastguide.adapters.diffusers.network import class_name
+from fastguide.adapters.diffusers.network import Adapted, class_name
 from fastguide.adapters.diffusers.whole import Whole
 from fastguide.staging.contract import Stage, is_compiled
 from fastguide.staging.grid import grid_of
@@ -16,10 +16,24 @@ from fastguide.staging.grid import grid_of
 class ByBlocks(Whole):
     """A `Whole` whose layers guidance can reach; `backwards` as in `Blocks`."""
 
-    def __init__(self, net: Any, time_scale: float, why_not_staged: str, **settings: Any) -> None:
-        super().__init__(net, time_scale, why_not_staged)
+    def __init__(
+        self,
+        net: Any,
+        time_scale: float,
+        why_not_staged: str,
+        layout: Adapted | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(net, time_scale, why_not_staged, layout)
         self.backwards = blocks_of(net).backwards
+        self.settings = settings
         self.modules_of_net = modules_of(self, net, "net", grid=self.grid, **settings)
+
+    def of_run(self) -> ByBlocks:
+        found = super().of_run()
+        assert isinstance(found, ByBlocks)
+        found.modules_of_net = modules_of(found, self.net, "net", grid=found.grid, **self.settings)
+        return found
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -65,16 +79,17 @@ def blocks_of(net: Any) -> Blocks:
     return BLOCKS.get(class_name(net), Blocks("auto"))
 
 
-def whole(net: Any, time_scale: float, why_not_staged: str) -> Whole:
+def whole(net: Any, time_scale: float, why_not_staged: str, layout: Adapted | None = None) -> Whole:
     """The network by its modules, where it is made of blocks and was not compiled as one piece;
     else as one.
     """
     if is_compiled(net):
-        return Whole(net, time_scale, f"{why_not_staged}, and it was compiled as one piece")
+        why = f"{why_not_staged}, and it was compiled as one piece"
+        return Whole(net, time_scale, why, layout)
     try:
-        return ByBlocks(net, time_scale, why_not_staged)
+        return ByBlocks(net, time_scale, why_not_staged, layout)
     except ValueError as error:
-        return Whole(net, time_scale, f"{why_not_staged}; {error}")
+        return Whole(net, time_scale, f"{why_not_staged}; {error}", layout)
 
 
 def time_scale_of(net: Any, time_scale: float) -> float:

@@ -20,7 +20,13 @@ from fastguide.adapters.diffusers.attention import (
     projected,
     routed_joint,
 )
-from fastguide.adapters.diffusers.network import Adapted, Call, block_stages, dtype_of
+from fastguide.adapters.diffusers.network import (
+    Adapted,
+    Call,
+    NotUnderstood,
+    block_stages,
+    dtype_of,
+)
 from fastguide.adapters.diffusers.sd3 import added
 from fastguide.staging.contract import PLAIN, TIME, Routing, Segment, Stage
 from fastguide.staging.shuffled import shuffled
@@ -134,20 +140,21 @@ class Flux(Adapted):
         return _pixels(x, self.grid).contiguous()
 
     def conditions(self, x: Tensor, fixed: dict[str, Any], varying: dict[str, Any]) -> Call:
-        self._check_ids(fixed["img_ids"], fixed["txt_ids"])
+        self.place(fixed)
         cond = {"text": fixed["encoder_hidden_states"], "pooled": fixed["pooled_projections"]}
         if "guidance" in fixed:
             cond["guidance"] = fixed["guidance"]
         return Call(x, cond, varying)
 
-    def _check_ids(self, image: Tensor, text: Tensor) -> None:
+    def place(self, given: dict[str, Any]) -> None:
         """The grid, once for each pair of ids."""
+        image, text = given["img_ids"], given["txt_ids"]
         if self._ids is not None and self._ids[0] is image and self._ids[1] is text:
             return
         last = image[-1].tolist()
         grid = (int(last[1]) + 1, int(last[2]) + 1)
         if bool(text.any()) or not torch.equal(image.float(), image_ids(grid, image.device)):
-            raise ValueError("img_ids, txt_ids are not those of one image and a text at 0")
+            raise NotUnderstood("img_ids, txt_ids are not those of one image and a text at 0")
         self._ids, self.grid = (image, text), grid
 
     def prepare(self, cond: Any) -> Any:

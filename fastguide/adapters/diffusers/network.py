@@ -29,6 +29,10 @@ class Call(NamedTuple):
     varying: dict[str, Any]
 
 
+class NotUnderstood(ValueError):
+    """A pipeline's call of its network that stages do not have; the network itself does."""
+
+
 class Adapted(nn.Module):
     """A network `net(x, t, cond)` whose modules are those of the diffusers network `net`.
 
@@ -105,11 +109,14 @@ class Adapted(nn.Module):
         """The inverse, for a pipeline's call that was understood before."""
         return x
 
+    def place(self, given: dict[str, Any]) -> None:
+        """Note how the latents of a pipeline's call lie."""
+
     def gather(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """What a pipeline's call of the network means.
 
         Raises:
-            ValueError: an argument that is not understood.
+            NotUnderstood: an argument that stages do not have.
         """
         given = {**dict(zip(self.arguments, args, strict=False)), **kwargs}
         x = given.pop(self.arguments[0])
@@ -118,10 +125,7 @@ class Adapted(nn.Module):
         found = {name: value for name, value in given.items() if _is_given(value)}
         for name in found:
             if name not in self.reads:
-                raise ValueError(
-                    f"the pipeline gives {type(self.net).__name__} the argument {name!r}, which "
-                    "fastguide does not support"
-                )
+                raise NotUnderstood(f"the pipeline gives it the argument {name!r}")
         varying = {name: value for name, value in found.items() if name in self.changes}
         fixed = {name: value for name, value in found.items() if name not in self.changes}
         return self.conditions(x, fixed, varying)

@@ -4,8 +4,8 @@ and one update at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,161 +14,268 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fastguide import ops
-from fastguide.adapters.diffusers.network import Adapted, Call
-from fastguide.adapters.diffusers.programs import Compiled, Stepwise
-from fastguide.adapters.diffusers.schedulers import Course, course_of, meaning_of
-from fastguide.adapters.diffusers.whole import Whole
+from fastguide.adapters.diffusers.cache import Cache, Entry
+from fastguide.adapters.diffusers.calls import Gather
+from fastguide.adapters.diffusers.draws import Draws
+from fastguide.adapters.diffusers.families import Family
+from fastguide.adapters.diffusers.look import State, keeps_state
+from fastguide.adapters.diffusers.network import Call, NotUnderstood
+from fastguide.adapters.diffusers.plans import Planned, planned, scheduler_key
+from fastguide.adapters.diffusers.programs import Stepwise
+from fastguide.adapters.diffusers.scales import Changed, Listed, cfg_terms, with_scale
+from fastguide.adapters.diffusers.schedulers import meaning_of
+from fastguide.adapters.diffusers.seen import Seen
+from fastguide.adapters.diffusers.whole import Whole, computes_in
 from fastguide.engine.evaluate import EMPTY, Evaluate
 from fastguide.engine.gradient import differentiable
-from fastguide.engine.passes import Conditions, Passes, make_passes
-from fastguide.engine.pattern import Pattern, no_layers
-from fastguide.engine.plan import Plan, make_plan
+from fastguide.engine.passes import Conditions, make_passes
+from fastguide.engine.pattern import no_layers
+from fastguide.engine.plan import Plan
 from fastguide.engine.run import update
-from fastguide.guidance.base import Guidance
+from fastguide.guidance.base import POSITIVE, Branch, Guidance
+from fastguide.guidance.cfg import CFG
 from fastguide.model import Model
 from fastguide.sampling.conditions import named_conditions, random_condition
+from fastguide.sampling.finite import check_finite
 from fastguide.staging.contract import Staged, choose_layers
 from fastguide.staging.perturbation import Layers
 
+PLAIN = Draws()
 TEXTS = {"text", "pooled", "text_embeds", "encoder_hidden_states", "pooled_projections"}
+NEGATIVE = Branch("negative")
 NO_TENSOR = torch.empty(0)
-KEPT_PLANS = 8  # of other numbers of steps, sizes or strengths
 
 
 @dataclass(frozen=True)
-class Draws:
-    """How a run differs from another of the same pipeline.
+class Settings:
+    """What a run is of.
 
     Args:
-        seed: what layers draw by (TPG, TSG), sample i by seed + i.
-        eta, use_clipped: of DDIM and TCD.
+        family: how the pipeline calls its network.
+        guidance: what to guide with.
+        draws: what the call draws by.
+        watched: whether something of the caller's runs between steps, so that conditions, latents
+            and modules may be others at each.
+        scale: reads the guidance scale that is set on the pipeline, or None.
     """
 
-    seed: int = 0
-    eta: float = 0.0
-    use_clipped: bool = False
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A run's plan.
-
-    Args:
-        alphas: what latents are multiplied with to be our x, before each row and after the last.
-        scales: of the network's input for x, before each row.
-    """
-
-    course: Course
-    plan: Plan
-    alphas: tuple[float, ...]
-    scales: tuple[float, ...]
+    family: Family
+    guidance: Guidance | None
+    draws: Draws = PLAIN
+    watched: bool = False
+    scale: Callable[[], Any] = lambda: None
 
 
 class Run:
-    """The runs of one accelerated pipeline, one at a time.
+    """One run of a guided pipeline; all state of it is here.
 
     Args:
-        net: the network.
-        scheduler: the pipeline's, a copy of its own.
-        guidance: what to guide with.
-        null_first: whether the negative rows of a doubled batch come first.
-        separate: whether the pipeline asks for the negative prediction in a call of its own.
-        compiled: whether each pattern is compiled, and with which options of `torch.compile`.
+        inner: the pipeline's network.
+        scheduler: a copy of its scheduler.
+        cache: of what runs share.
     """
 
-    def __init__(
-        self,
-        net: Adapted | Whole,
-        scheduler: Any,
-        guidance: Guidance | None,
-        null_first: bool = True,
-        separate: bool = False,
-        compiled: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.net, self.scheduler, self.guidance = net, scheduler, guidance
-        self.null_first, self.separate = null_first, separate
+    def __init__(self, inner: Any, scheduler: Any, settings: Settings, cache: Cache) -> None:
+        self.inner, self.scheduler, self.settings = inner, scheduler, settings
+        self.guidance, self.cache = settings.guidance, cache
         self.meaning = meaning_of(scheduler)
-        self.model = Model(net, self.meaning.process, self.meaning.prediction, (1,), net.null)
-        self.names = named_conditions(self.model, guidance)
-        if "target" in self.names and not isinstance(net.null, int):
+        self._enter(cache.entry(inner, self.meaning.time_scale))
+        model = self.model
+        self.names = named_conditions(model, self.guidance)
+        if "target" in self.names and not isinstance(self.net.null, int):
             raise ValueError(
                 "guidance by a classifier needs labels, but the network takes none as its condition"
             )
-        self._others = {
-            term.branch.net: term.branch.net.model
-            for term in (guidance.terms() if guidance else ())
-            if term.branch.net is not None
-        }
-        self._plans: dict[Any, Planned] = {}
-        self._passes: dict[Pattern, Passes] = {}
-        self._compiled = None if compiled is None else Compiled(compiled)
-        self.draws = Draws()
+        terms = self.guidance.terms() if self.guidance is not None else ()
+        self._others = {t.branch.net: t.branch.net.model for t in terms if t.branch.net is not None}
+        self._zeros: tuple[Any, Any] = (None, None)
         self.reset()
+
+    def _enter(self, entry: Entry) -> None:
+        """Go on with what was made from the network as it is."""
+        self.entry = entry
+        self.net, self._passes = entry.of_run
+        self._gather = Gather(self.net)
+        if isinstance(self.net, Whole) and entry.compiled is not None:
+            raise ValueError(f"compile is on, but {self.net.why_not_staged}")
+        self.model = Model(
+            self.net, self.meaning.process, self.meaning.prediction, (1,), self.net.null
+        )
 
     @property
     def needs_negative(self) -> bool:
         """Whether the guidance has a branch under the negative condition."""
         return "negative" in self.names
 
+    @property
+    def in_force(self) -> float | None:
+        """The guidance scale of this step, where the call gave one for each."""
+        terms = cfg_terms(self.guidance)
+        if len(terms) != 1 or not isinstance(terms[0].scale, Listed):
+            return None
+        scales = terms[0].scale.scales
+        if self.planned is None:
+            return scales[0]
+        levels = [row.at for row in self.planned.plan.rows if row.at is not None]
+        return terms[0].scale.values(levels)[min(self.row, len(levels)) - 1]
+
     def reset(self) -> None:
-        """Forget the run, and what it holds."""
+        """To the start of the run."""
         self.planned: Planned | None = None
         self.row, self.begin, self.batch = 1, 0, 0
         self._evaluate: Evaluate | None = None
         self._predict: Stepwise | None = None
-        self._state = self._x = self._unread = NO_TENSOR
+        self._state = self._x = self._first_bad = NO_TENSOR
         self._fixed: Any = None
-        self._leaves: list[Any] = []
+        self._seen = Seen()
         self._halves: tuple[Any, Any] = (None, None)
-        self._positive: Call | None = None
+        self._positive: tuple[Call, Tensor | None] | None = None
         self._combined = EMPTY
-        self._last: tuple[Tensor | None, int] = (None, 0)
+        self._last = Seen()
+        self._kept: Any = None  # what earlier evaluations left, under another plan
         self._raw: Any = None
+        self._scale: Any = None
+        self._modules = State(self.inner) if self.settings.watched else None
 
     # What the pipeline's network does
 
-    def evaluate(self, call: Call) -> None:
-        """Predict all branches at the current level."""
+    def predict(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Predict all branches at the current level; what the pipeline is given is zeros."""
+        if self._modules is not None and self._evaluate is not None:
+            now = State(self.inner)
+            if now != self._modules:
+                self._modules = now
+                self.switch(None)
+        try:
+            call = self._gather(args, kwargs)
+        except NotUnderstood as error:
+            if isinstance(self.net, Whole):
+                raise
+            self.switch(str(error))
+            call = self._gather(args, kwargs)
+        own = self._own(args, kwargs) if isinstance(self.net, Whole) else None
+        self._take(call, own)
+        shape = call.x.shape
+        if shape != self._zeros[0]:
+            made = (shape[0], shape[1] * self.net.outputs, *shape[2:])
+            self._zeros = shape, call.x.new_zeros(()).expand(made)
+        return self._zeros[1]
+
+    def _own(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The network's own answer to the pipeline's call."""
+        return self.net.unpack(self.inner(*args, **{**kwargs, "return_dict": False})[0])
+
+    def switch(self, why_whole: str | None) -> None:
+        """Go on with the network as it is now, or as one for the reason `why_whole`."""
+        self._enter(self.cache.entry(self.inner, self.meaning.time_scale, why_whole))
+        if self.planned is not None:
+            self._plan_anew()
+
+    def _plan_anew(self) -> None:
+        """Another plan of the same levels, with what earlier evaluations left."""
+        assert self.planned is not None
+        self.planned = self._make_plan(self.planned.plan.index.device)
+        kept = None if self._evaluate is None else dict(self._evaluate.kept)
+        self._fixed, self._seen = None, Seen()
+        self._evaluate = self._predict = None
+        if self.batch:
+            self._make_passes(self.planned.plan)
+        self._kept = kept
+
+    def _take(self, call: Call, own: Tensor | None) -> None:
+        """Evaluate, once the pipeline has asked for all that it asks for."""
         rows = call.x.shape[0]
-        if not self.needs_negative:
-            self._combine(call.x, rows, (call.fixed, None), (call.varying, {}))
-        elif not self.separate:
+        if not self.needs_negative or (rows == self.batch and not self.settings.family.separate):
+            given = None if own is None else {POSITIVE: own}
+            self._combine(call.x, rows, (call.fixed, None), (call.varying, {}), given)
+        elif not self.settings.family.separate:
             if rows % 2:
                 raise ValueError(
                     f"the pipeline runs {rows} rows, but with a negative condition it should run "
-                    "two for each sample, from the first step to the last"
+                    "two for each sample at the first step"
                 )
-            self._combine(call.x, rows // 2, call.fixed, call.varying)
+            given = None if own is None else dict(zip(self._order(), own.chunk(2), strict=True))
+            self._combine(call.x, rows // 2, call.fixed, call.varying, given)
         elif self._positive is None:
-            self._positive = call
+            self._positive = call, own
         else:
-            first, self._positive = self._positive, None
+            (first, answer), self._positive = self._positive, None
+            given = None
+            if answer is not None and own is not None:
+                given = {POSITIVE: answer, NEGATIVE: own}
             varying = (first.varying, call.varying)
-            self._combine(first.x, rows, (first.fixed, call.fixed), varying)
+            self._combine(first.x, rows, (first.fixed, call.fixed), varying, given)
 
-    def _combine(self, x: Tensor, batch: int, fixed: Any, varying: Any) -> None:
+    def _order(self) -> tuple[Branch, Branch]:
+        """How a doubled batch lies."""
+        return (NEGATIVE, POSITIVE) if self.settings.family.null_first else (POSITIVE, NEGATIVE)
+
+    def _combine(
+        self, x: Tensor, batch: int, fixed: Any, varying: Any, given: dict[Branch, Tensor] | None
+    ) -> None:
         """Evaluate; `x` holds the samples once or twice."""
         x = self.net.unpack(x)
-        planned = self.planned or self.start(x.device)
+        if self.planned is None:
+            self.start(x.device)
         if not self.batch:
-            self._begin_batch(planned.plan, x, batch)
+            self._begin_batch(x, batch)
         if batch != self.batch:
-            raise ValueError(
-                f"the pipeline runs {batch} samples, but began with {self.batch}: what turns its "
-                "own guidance off on the way is fg.CFG(scale, schedule=fg.interval(...)) here"
-            )
-        if self.row >= len(planned.plan.rows):
+            raise ValueError(f"the pipeline runs {batch} samples, but began with {self.batch}")
+        self._follow()
+        assert self.planned is not None
+        plan = self.planned.plan
+        if self.row >= len(plan.rows):
             return  # idle: the level does not change any more
+        pattern = plan.rows[self.row].pattern
+        assert pattern is not None
+        single = isinstance(fixed, tuple) and fixed[1] is None and fixed[0] is not None
+        if single and any(branch.cond == "negative" for branch in pattern.branches):
+            raise ValueError(
+                f"the pipeline runs {batch} rows for {batch} samples, but the guidance needs "
+                f"negative ones: it is {self.guidance!r}"
+            )
         varies = any(varying) if isinstance(varying, tuple) else bool(varying)
-        if self._bind_fixed(fixed) or varies:
+        if self._bind_fixed(fixed) or varies or self._evaluate is None:
             self._bind(self._whole(varying))
         assert self._evaluate is not None
-        pattern = self._evaluate.pattern(planned.plan.rows[self.row])
-        assert pattern is not None
-        scale, state = planned.scales[self.row], x.narrow(0, 0, batch).float()
+        assert self._predict is not None
+        self._predict.given = given
+        now = self._evaluate.pattern(plan.rows[self.row])
+        assert now is not None
+        scale, state = self.planned.scales[self.row], x.narrow(0, 0, batch).float()
         state = state if scale == 1.0 else state / scale
-        x = x.to(self._evaluate.predict.dtype)
-        self._combined = self._evaluate(planned.plan.at(self.row), pattern, x, state)
+        x = x.to(self._predict.dtype)
+        self._combined = self._evaluate(plan.at(self.row), now, x, state)
+        self._predict.given = None
+
+    def _follow(self) -> None:
+        """Take the guidance scale that a callback has set on the pipeline."""
+        scale = self.settings.scale()
+        if self._scale is None:
+            self._scale = scale
+        if scale == self._scale:
+            return
+        self._scale, at, now = scale, self.row - 1, max(float(scale), 1.0)
+        terms = cfg_terms(self.guidance)
+        if len(terms) > 1:
+            raise ValueError(
+                f"a callback sets the guidance scale to {scale}, but the guidance has "
+                f"{len(terms)} CFG terms: {self.guidance!r}"
+            )
+        if terms:
+            assert self.guidance is not None
+            self.guidance = with_scale(self.guidance, Changed(terms[0].scale, now, at))
+        elif scale > 1:
+            if not self.needs_negative:
+                raise ValueError(
+                    f"a callback sets the guidance scale to {scale}, but the run has no negative "
+                    "condition: its guidance scale was 1 or less at the start"
+                )
+            new = CFG(Changed(1.0, now, at))
+            self.guidance = new if self.guidance is None else self.guidance + new
+        else:
+            return
+        self._plan_anew()
 
     def start(self, device: torch.device, timestep: Any = None) -> Planned:
         """The plan of this run; where there is none yet, from the scheduler's begin on, which is
@@ -177,78 +284,62 @@ class Run:
         if self.planned is not None:
             return self.planned
         begin = getattr(self.scheduler, "_begin_index", None)
-        timesteps = self.scheduler.timesteps.tolist()
         if begin is None:
+            timesteps = self.scheduler.timesteps.tolist()
             begin = 0 if timestep is None else timesteps.index(float(timestep))
-        sigmas = getattr(self.scheduler, "sigmas", None)
-        numbers = None if sigmas is None else tuple(sigmas.tolist())
-        key = (*timesteps, begin, self.draws.eta, self.draws.use_clipped, device, numbers)
-        if key not in self._plans:
-            self._plans[key] = self._make_plan(begin, device)
-            while len(self._plans) > KEPT_PLANS:
-                del self._plans[next(iter(self._plans))]
-        self.begin, self.planned = begin, self._plans[key]
+        self.begin = begin
+        draws = self.settings.draws
+        told = (self.guidance, begin, draws.eta, draws.use_clipped, device)
+        key = (*told, scheduler_key(self.scheduler))
+        self.planned = self.entry.plan(key, partial(self._make_plan, device))
         return self.planned
 
-    def _make_plan(self, begin: int, device: torch.device) -> Planned:
-        course = course_of(self.scheduler, begin, self.draws.eta, self.draws.use_clipped)
-        plan = make_plan(
-            self.meaning.prediction,
-            course.levels,
-            course.solver,
-            self.guidance,
-            self.meaning.clamp,
-            device=device,
-            choose=self._choose,
-        )
-        evaluations = [e for e, row in enumerate(plan.rows) if row.pattern is not None]
-        if evaluations != list(range(1, 1 + len(course.times))):
-            raise RuntimeError(
-                f"{course.solver} evaluates {len(evaluations)} times in {len(plan.rows)} rows, "
-                f"but the scheduler has {len(course.times)} timesteps"
-            )
-        times = torch.tensor([0.0, *course.times], dtype=torch.float64)
-        levels = [row.at for row in plan.rows[1:] if row.at is not None]
-        alphas = (1.0, *(at.alpha for at in levels), course.levels.points[-1].alpha)
-        scales = (1.0, *(self.meaning.prediction.input_scale(at) for at in levels))
-        alphas = alphas if self.meaning.scaled else (1.0,) * len(alphas)
-        return Planned(course, replace(plan, times=times.to(plan.times)), alphas, scales)
+    def _make_plan(self, device: torch.device) -> Planned:
+        known = (self.scheduler, self.meaning, self.guidance, self.begin, self.settings.draws)
+        return planned(*known, device, self.choose)
 
-    def _begin_batch(self, plan: Plan, x: Tensor, batch: int) -> None:
+    def _begin_batch(self, x: Tensor, batch: int) -> None:
         """What depends on the batch, once a run."""
+        assert self.planned is not None
+        plan = self.planned.plan
         if plan.batch not in (None, batch):
             raise ValueError(
                 f"guidance holds values for {plan.batch} samples, but the pipeline runs {batch}"
             )
+        self._make_passes(plan)
+        self._kept = None
+        shape = (len(plan.slots), batch, *x.shape[1:])
+        self._state = torch.empty(shape, device=x.device, dtype=torch.float32)
+        self._x = self._state[0]
+        rows = len(plan.rows)
+        self._first_bad = torch.full((batch,), rows, dtype=torch.int32, device=x.device)
+        self.batch = batch
+        self._seeds = ops.as_seeds(self.settings.draws.of_batch(batch), x.device)
+
+    def _make_passes(self, plan: Plan) -> None:
         nets: dict[Any, Any] = {other: model.net for other, model in self._others.items()}
         graph = any(pattern.graph for pattern in plan.patterns)
         nets[None] = differentiable(self.net) if graph else self.net
         for pattern in plan.patterns:
             if pattern not in self._passes:
                 self._passes[pattern] = make_passes(pattern, nets)
-        shape = (len(plan.slots), batch, *x.shape[1:])
-        self._state = torch.empty(shape, device=x.device, dtype=torch.float32)
-        self._x = self._state[0]
-        self._unread = torch.empty(batch, dtype=torch.int32, device=x.device)
-        self.batch = batch
 
-    def _choose(self, layers: Layers) -> tuple[str, ...]:
+    def choose(self, layers: Layers) -> tuple[str, ...]:
+        """The names of the network's layers that are meant."""
         if isinstance(self.net, Staged):
             return choose_layers(layers, self.net)
         return no_layers(layers, self.net.why_not_staged)
 
     def _bind_fixed(self, fixed: Any) -> bool:
         """Take the conditions of the run; whether they are new."""
-        if self._evaluate is not None and _are(fixed, self._fixed):
+        watched = self.settings.watched
+        if self._evaluate is not None and not watched and _are(fixed, self._fixed):
             return False
         self._fixed = fixed
         leaves, _ = tree_flatten(fixed)
-        same = len(leaves) == len(self._leaves) and all(
-            a is b for a, b in zip(leaves, self._leaves, strict=True)
-        )
-        if self._evaluate is not None and same:
+        if self._evaluate is not None and self._seen.same(leaves):
             return False
-        self._leaves, self._raw = leaves, fixed
+        self._seen, self._raw = Seen(leaves, watched), fixed
         prepare = (lambda cond: cond) if "random" in self.names else self.net.prepare
         if isinstance(fixed, tuple):
             positive, negative = fixed
@@ -267,17 +358,16 @@ class Run:
         if cond is None or cond == {}:
             return cond, cond
         first, second = (tree_map(lambda leaf, h=half: leaf.chunk(2)[h], cond) for half in (0, 1))
-        return (second, first) if self.null_first else (first, second)
+        return (second, first) if self.settings.family.null_first else (first, second)
 
     def _bind(self, varying: tuple[Any, Any]) -> None:
         positive, negative = (
-            half if not values else {**half, **values}
+            half if not values else {**(half or {}), **values}
             for half, values in zip(self._halves, varying, strict=True)
         )
         fixed: dict[Any, Any] = {None: {"cond": positive, "negative": negative}}
         for other, model in self._others.items():
-            raw = self._raw if self.needs_negative else (self._raw[0], None)
-            cond = self._whole(raw)[0]
+            cond = self._whole(self._raw)[0]
             prepare: Callable[[Any], Any] = getattr(model.net, "prepare", lambda value: value)
             fixed[other] = {"cond": prepare(cond)}
             if getattr(model.net, "extra", False):  # its input holds a mask as this one's does
@@ -289,13 +379,32 @@ class Run:
         if self._predict is not None and self._evaluate is not None:
             self._predict.rebind(conditions)
             return
-        drawn_by = torch.arange(self.batch, dtype=torch.int64) + self.draws.seed
-        seeds = ops.as_seeds(drawn_by, self._state.device)
-        known = (conditions, seeds, self._dtype(), self.net.outputs)
-        self._predict = Stepwise(self.planned.plan, self._passes, *known, self._compiled)
+        plan = self.planned.plan
+        known = (conditions, self._seeds, self._dtype(), self.net.outputs)
+        left = [row.pattern for row in plan.rows[self.row :] if row.pattern is not None]
+        patterns = dict.fromkeys([*left, *(pattern.settled for pattern in left)])
+        passes = {pattern: self._passes[pattern] for pattern in patterns}
+        self._predict = Stepwise(plan, passes, *known, self.entry.compiled)
+        self._predict.check = self._check_extra if isinstance(self.net, Whole) else None
         self._evaluate = Evaluate(self._predict)
+        if self._kept is not None:
+            kept = {key: value for key, value in self._kept.items() if key[0] != "weights"}
+            kept["weights", POSITIVE, ""] = self._evaluate.weights
+            self._evaluate = Evaluate(self._predict, kept)
+            self._kept = None
+
+    def _check_extra(self) -> None:
+        """Raise where the network may not run beside the pipeline's own calls."""
+        if keeps_state(self.inner):
+            raise ValueError(
+                f"the guidance {self.guidance!r} runs the network more often than its pipeline "
+                "does, but a cache is enabled on it (enable_cache), which counts its calls; "
+                "call disable_cache"
+            )
 
     def _dtype(self) -> torch.dtype:
+        if isinstance(self.net, Whole):
+            return computes_in(self.inner)
         parameter = self.model.parameter
         return torch.float32 if parameter is None else parameter.dtype
 
@@ -303,10 +412,10 @@ class Run:
 
     def input_scale(self, timestep: Any, device: torch.device) -> float:
         """What the latents at `timestep` are multiplied with for the network."""
-        planned = self.planned or self.start(device, timestep)
-        if self.row >= len(planned.scales):
+        known = self.planned or self.start(device, timestep)
+        if self.row >= len(known.scales):
             return 1.0
-        return planned.alphas[self.row] * planned.scales[self.row]
+        return known.alphas[self.row] * known.scales[self.row]
 
     def advance(self, sample: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """The latents after the current update."""
@@ -317,7 +426,7 @@ class Run:
             return sample
         e, x = self.row, self._x
         doubled = sample.shape[0] == 2 * self.batch
-        if sample is not self._last[0] or _version(sample) != self._last[1]:
+        if not self._last.same([sample]):
             own = self.net.unpack(sample[: self.batch] if doubled else sample)
             if own.shape != x.shape:
                 raise ValueError(
@@ -331,7 +440,7 @@ class Run:
         if plan.rows[e].draws:
             noise = self.net.unpack(draw()[: self.batch]).float().contiguous()
         assert self._predict is not None
-        known = (self._combined, self._unread, self._predict.seeds, noise)
+        known = (self._combined, self._first_bad, self._predict.seeds, noise)
         update(plan, plan.at(e), self._state, *known)
         self._combined = EMPTY
         self.row += 1
@@ -339,8 +448,19 @@ class Run:
         packed = self.net.pack(x if alpha == 1.0 else x / alpha)
         out = packed.to(sample.dtype, copy=packed is x)
         out = torch.cat([out, out]) if doubled else out
-        self._last = (out, _version(out))
+        self._last = Seen([out], self.settings.watched)
         return out
+
+    def check(self) -> None:
+        """Raise where the samples are not finite, at the step where they first were not; it waits
+        for the device.
+
+        Raises:
+            fastguide.NonFiniteError: they are not.
+        """
+        if self.planned is not None and self._evaluate is not None:
+            bad = (self._first_bad, self._evaluate.bad_gradient)
+            check_finite(self.planned.plan, self._state[0], *bad, self._seeds)
 
 
 def _drawn(model: Model, cond: Any, seeds: Tensor) -> Any:
@@ -356,7 +476,3 @@ def _are(one: Any, other: Any) -> bool:
     if isinstance(one, tuple) and isinstance(other, tuple):
         return all(a is b for a, b in zip(one, other, strict=True))
     return one is other
-
-
-def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastguide.adapters.diffusers import unet_blocks
 from fastguide.adapters.diffusers.attention import bias_of
-from fastguide.adapters.diffusers.network import Adapted, Call, dtype_of
+from fastguide.adapters.diffusers.network import Adapted, Call, NotUnderstood, dtype_of
 from fastguide.adapters.diffusers.unet_blocks import State, body_stages, cross_key_values
 from fastguide.staging.contract import PLAIN, TIME, Routing, Stage
 from fastguide.staging.timed import timed
@@ -138,11 +138,11 @@ class UNetCondition(Adapted):
         cond = {_NAMES[name]: value for name, value in fixed.items()}
         known = {"text_embeds", "time_ids", "image_embeds"}
         if set(added) - known:
-            raise ValueError(f"added_cond_kwargs has {sorted(added)}, but should have {known}")
+            raise NotUnderstood(f"added_cond_kwargs has {sorted(added)}, but stages know {known}")
         cond |= {name: value for name, value in added.items() if value is not None}
         new = {_NAMES[name]: value for name, value in varying.items()}
         if ("down" in new) != ("mid" in new):
-            raise ValueError("the pipeline gives residuals of a T2I-Adapter, which we do not have")
+            raise NotUnderstood("the pipeline gives it residuals of a T2I-Adapter")
         if "down" in new:
             new["down"] = tuple(new["down"])
         if self.extra:

@@ -1,9 +1,12 @@
-"""Any other diffusers network, as one stage: guidance that reaches into layers is not for it."""
+"""A diffusers network as one: called as its pipeline calls it, whatever is on its modules."""
 
 from __future__ import annotations
 
+import copy
+import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastguide.adapters.diffusers.network import Adapted, Call, dtype_of
@@ -14,14 +17,24 @@ class Whole(nn.Module):
 
     Args:
         why_not_staged: what is missing for stages.
+        layout: whose `pack` and `unpack` say how a pipeline's latents lie, where not as pixels.
     """
 
-    def __init__(self, net: Any, time_scale: float, why_not_staged: str) -> None:
+    layout: Adapted | None
+
+    def __init__(
+        self, net: Any, time_scale: float, why_not_staged: str, layout: Adapted | None = None
+    ) -> None:
         super().__init__()
         self.net = net
         self.time_scale, self.why_not_staged = time_scale, why_not_staged
+        self.__dict__["layout"] = layout
         self.static: dict[str, Any] = {}  # arguments that are the same for all rows
-        self.arguments, self.channels = Adapted(net).arguments, int(net.config.in_channels)
+        forward = type(getattr(net, "_orig_mod", net)).forward
+        self.arguments = tuple(inspect.signature(forward).parameters)[1:]
+        takes, returns = int(net.config.in_channels), getattr(net.config, "out_channels", None)
+        self.extra = returns is not None and takes > returns
+        self.channels = int(returns) if self.extra else takes  # type: ignore[arg-type]
 
     @property
     def null(self) -> Any:
@@ -35,18 +48,33 @@ class Whole(nn.Module):
         made = getattr(config, "out_channels", None)
         return 2 if made is not None and made == 2 * config.in_channels else 1
 
+    def of_run(self) -> Whole:
+        """The same for one run, which may note in it how a call's latents lie."""
+        found = copy.copy(self)
+        found.__dict__["layout"] = copy.copy(self.layout)
+        return found
+
     def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """The prediction."""
         given = {"encoder_hidden_states": cond} if isinstance(cond, Tensor) else (cond or {})
-        arguments = {**self.static, **given, self.arguments[0]: x.to(dtype_of(self.net))}
+        given = dict(given)
+        if self.extra:
+            x = torch.cat([x, given.pop("extra").to(x.dtype)], 1)
+        arguments = {
+            **self.static,
+            **given,
+            self.arguments[0]: self.pack(x.to(computes_in(self.net))),
+        }
         arguments["timestep"] = t if self.time_scale == 1.0 else t * self.time_scale
-        return self.net(**arguments, return_dict=False)[0]
+        return self.unpack(self.net(**arguments, return_dict=False)[0])
 
     def pack(self, x: Tensor) -> Tensor:
         """As for `Adapted`."""
-        return x
+        return x if self.layout is None else self.layout.pack(x)
 
-    unpack = pack
+    def unpack(self, x: Tensor) -> Tensor:
+        """As for `Adapted`."""
+        return x if self.layout is None else self.layout.unpack(x)
 
     def prepare(self, cond: Any) -> Any:
         """Nothing is known of it."""
@@ -60,9 +88,20 @@ class Whole(nn.Module):
         x = given.pop(self.arguments[0])
         for name in ("timestep", "return_dict"):
             given.pop(name, None)
+        if self.layout is not None:
+            self.layout.place(given)
         cond = {k: v for k, v in given.items() if _is_rows(v, x.shape[0])}
         self.static = {k: v for k, v in given.items() if k not in cond}
-        return Call(x, cond or None, {})
+        varying = {}
+        if self.extra:
+            x, varying["extra"] = x[:, : self.channels], x[:, self.channels :]
+        return Call(x, cond or None, varying)
+
+
+def computes_in(net: Any) -> torch.dtype:
+    """The floating-point type of a network's input, which may not be that of its weights."""
+    own = getattr(net, "dtype", None)
+    return own if isinstance(own, torch.dtype) and own.is_floating_point else dtype_of(net)
 
 
 def _is_rows(value: Any, rows: int) -> bool:

@@ -1,0 +1,69 @@
+"""How the pipelines of each family call their network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family.
+
+    Args:
+        net: the attribute that is the network.
+        scale: the argument that turns on negative rows; None where there are none.
+        null_first: whether negative rows come first.
+        separate: whether they come in a call of their own.
+        refused: arguments that change the prediction in ways that are not ours.
+    """
+
+    net: str
+    scale: str | None = "guidance_scale"
+    null_first: bool = True
+    separate: bool = False
+    refused: tuple[str, ...] = ()
+
+
+_SD = Family("unet")
+_SD3 = Family("transformer", refused=("skip_guidance_layers",))
+_FLUX = Family("transformer", "true_cfg_scale", separate=True)
+_PLAIN = Family("unet", None)
+_TEXT = Family("transformer")
+FAMILIES: dict[str, Family] = {
+    "StableDiffusionPipeline": _SD,
+    "StableDiffusionImg2ImgPipeline": _SD,
+    "StableDiffusionInpaintPipeline": _SD,
+    "StableDiffusionControlNetPipeline": _SD,
+    "StableDiffusionControlNetImg2ImgPipeline": _SD,
+    "StableDiffusionControlNetInpaintPipeline": _SD,
+    "StableDiffusionXLPipeline": _SD,
+    "StableDiffusionXLImg2ImgPipeline": _SD,
+    "StableDiffusionXLInpaintPipeline": _SD,
+    "StableDiffusionXLControlNetPipeline": _SD,
+    "StableDiffusionXLControlNetImg2ImgPipeline": _SD,
+    "StableDiffusionXLControlNetInpaintPipeline": _SD,
+    "StableDiffusion3Pipeline": _SD3,
+    "StableDiffusion3Img2ImgPipeline": _SD3,
+    "StableDiffusion3InpaintPipeline": _SD3,
+    "FluxPipeline": _FLUX,
+    "FluxImg2ImgPipeline": _FLUX,
+    "FluxInpaintPipeline": _FLUX,
+    "PixArtAlphaPipeline": _TEXT,
+    "PixArtSigmaPipeline": _TEXT,
+    "SanaPipeline": _TEXT,
+    "DiTPipeline": Family("transformer", null_first=False),
+    "DDPMPipeline": _PLAIN,
+    "DDIMPipeline": _PLAIN,
+}
+
+
+def family_of(pipe: object) -> Family:
+    """That of a pipeline.
+
+    Raises:
+        ValueError: a pipeline that we do not have.
+    """
+    kind = type(pipe).__name__
+    if kind not in FAMILIES:
+        raise ValueError(f"pipe is a {kind}, but it should be one of {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[kind]
