@@ -5,7 +5,7 @@ Importing this module loads the compiled extension and registers the rest; Trito
 an op first runs on a GPU.
 """
 
-from fastguide.common import built  # noqa: F401  (says what to do where nothing is built)
+from fastguide.ops import built  # noqa: F401  (says what to do where nothing is built)
 from fastguide.ops.attention_colsum import attention_colsum
 from fastguide.ops.blur import blur
 from fastguide.ops.gram import gram
