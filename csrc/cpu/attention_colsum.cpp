@@ -11,6 +11,7 @@
 #include <limits>
 #include <vector>
 
+#include "../checks.h"
 #include "../online_softmax.h"
 #include "attention.h"
 #include "clones.h"
@@ -80,11 +81,11 @@ void add_softmax(float* sums, const Arguments& a, int64_t r, int64_t h, const fl
 }  // namespace
 
 at::Tensor attention_colsum(const at::Tensor& q, const at::Tensor& k, double scale) {
+  check_attention_colsum(q, k);
   const int64_t rows = q.size(0), heads = q.size(1), queries = q.size(2), dim = q.size(3);
   const int64_t keys = k.size(2);
-  TORCH_CHECK((dim == 1 || (q.stride(3) == 1 && k.stride(3) == 1)) && k.size(0) == rows &&
-                  k.size(1) == heads && k.size(3) == dim && k.scalar_type() == q.scalar_type(),
-              "attention_colsum: call fastguide.ops.attention_colsum");
+  const at::Tensor out = q.new_zeros({rows, keys}, at::kFloat);
+  if (q.numel() == 0 || k.numel() == 0) return out;
   const Arguments a{Heads(q), Heads(k), queries, keys, dim, static_cast<float>(scale),
                     type_of(q, "attention_colsum")};
   const int64_t share = std::max(round_up((queries + kShares - 1) / kShares, kMaxBlock), kMaxBlock);
@@ -99,14 +100,12 @@ at::Tensor attention_colsum(const at::Tensor& q, const at::Tensor& k, double sca
                   std::min(start + share, queries));
     }
   });
-  const at::Tensor out = q.new_empty({rows, keys}, at::kFloat);
   float* sums = out.mutable_data_ptr<float>();
-  std::fill_n(sums, rows * keys, 0.0f);
   for (int64_t i = 0; i < rows * heads * shares; ++i) {
     float* to = sums + i / shares / heads * keys;
     for (int64_t j = 0; j < keys; ++j) to[j] += partial[i * keys + j];
   }
-  if (heads > 0) fastguide::scale(sums, 1.0f / static_cast<float>(heads), rows * keys);
+  fastguide::scale(sums, 1.0f / static_cast<float>(heads), rows * keys);
   return out;
 }
 

@@ -14,6 +14,7 @@
 #include <optional>
 #include <vector>
 
+#include "../checks.h"
 #include "blur_axis.h"
 #include "clones.h"
 #include "dtype.h"
@@ -239,10 +240,7 @@ void fill(at::Tensor out, const at::Tensor& x, float sigma) {
 
 at::Tensor blur(const at::Tensor& x, const std::optional<at::Tensor>& sigmas, double sigma,
                 int64_t height, int64_t width, int64_t kernel_size) {
-  // what protects memory; everything else is checked in fastguide/ops/blur.py
-  TORCH_CHECK(x.dim() == 3 && height * width == x.size(1) && kernel_size >= 0 &&
-                  (!sigmas || (sigmas->numel() == x.size(0) && sigmas->is_contiguous())),
-              "blur: call fastguide.ops.blur");
+  check_blur(x, sigmas, height, width, kernel_size);
   const bool pixels = x.stride(1) == 1 && x.stride(2) != 1;
   const at::Tensor in = pixels || x.stride(2) == 1 ? x : x.contiguous();
   const at::Tensor out = pixels

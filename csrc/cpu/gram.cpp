@@ -12,6 +12,7 @@
 #include <optional>
 #include <vector>
 
+#include "../checks.h"
 #include "branch.h"
 #include "clones.h"
 #include "ops.h"
@@ -201,12 +202,11 @@ void sum_chunk(double* sums, const Arguments& a, int64_t sample, int64_t start, 
 
 at::Tensor gram(const at::Tensor& x, at::TensorList branches, const at::Tensor& base,
                 int64_t deltas, const std::optional<at::Tensor>& factor, int64_t factored) {
-  const int64_t batch = x.size(0), numel = x.size(1) * x.size(2);
-  const int64_t n = static_cast<int64_t>(branches.size()) + 1, count = entries(n);
-  // what protects memory; everything else is checked in fastguide/ops/gram.py
-  TORCH_CHECK(x.dim() == 3 && x.is_contiguous() && n >= 2 && n <= kMaxBranches + 1 &&
-                  base.numel() == 2 && base.is_contiguous() && (factor || factored == 0),
-              "gram: call fastguide.ops.gram");
+  check_gram(x, branches, base, factor, factored);
+  const int64_t batch = x.size(0), n = static_cast<int64_t>(branches.size()) + 1;
+  const at::Tensor out = x.new_zeros({batch, n, n + 1}, at::kDouble);
+  if (x.numel() == 0) return out;
+  const int64_t numel = x.size(1) * x.size(2), count = entries(n);
   at::SmallVector<Branch, kMaxBranches> views;
   for (const at::Tensor& branch : branches) views.push_back(Branch(branch, "gram"));
   const Arguments a{x.const_data_ptr<float>(),
@@ -217,7 +217,7 @@ at::Tensor gram(const at::Tensor& x, at::TensorList branches, const at::Tensor& 
                     deltas,
                     factor ? factor->const_data_ptr<float>() : nullptr,
                     factored};
-  const int64_t chunks = std::max<int64_t>(1, (numel + kChunk - 1) / kChunk);
+  const int64_t chunks = (numel + kChunk - 1) / kChunk;
   std::vector<double> partial(batch * chunks * count);
   at::parallel_for(0, batch * chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -225,7 +225,6 @@ at::Tensor gram(const at::Tensor& x, at::TensorList branches, const at::Tensor& 
       sum_chunk(partial.data() + i * count, a, i / chunks, start, std::min(kChunk, numel - start));
     }
   });
-  const at::Tensor out = x.new_empty({batch, n, n + 1}, at::kDouble);
   double* to = out.mutable_data_ptr<double>();
   for (int64_t sample = 0; sample < batch; ++sample, to += n * (n + 1)) {
     double* sums = partial.data() + sample * chunks * count;

@@ -166,13 +166,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm(const at::Tensor& toke
                                                           const at::Tensor& gamma,
                                                           const at::Tensor& beta, int64_t groups,
                                                           double eps, bool silu) {
-  // what protects memory; everything else is checked in fastguide/ops/group_norm.py
-  TORCH_CHECK(tokens.dim() == 3 && tokens.is_contiguous() && groups > 0 &&
-                  tokens.size(2) % groups == 0 && are_rows(gamma, tokens) && are_rows(beta, tokens),
-              "group_norm: call fastguide.ops.group_norm");
+  check_group_norm(tokens, gamma, beta, groups);
   const at::Tensor out = tokens.new_empty(tokens.sizes());
   const at::Tensor mean = gamma.new_empty({tokens.size(0), groups});
   const at::Tensor inverse = mean.new_empty(mean.sizes());
+  if (tokens.numel() == 0) return {out, mean, inverse};
   const Arguments a{tokens.const_data_ptr(),
                     out.mutable_data_ptr(),
                     type_of(tokens, "group_norm"),

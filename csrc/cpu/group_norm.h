@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "../checks.h"
 #include "aligned.h"
 #include "clones.h"
 #include "dtype.h"
@@ -91,12 +92,6 @@ inline void store(const Chunk<float>& x, void* out, Type type, int64_t at, int64
       store_run(out, at + t * channels, x.data + t * x.stride, 1.0f, block.width, type);
     }
   }
-}
-
-// Whether `x` is fp32 [rows, C] for tokens [rows, N, C], with channels one after the other.
-inline bool are_rows(const at::Tensor& x, const at::Tensor& tokens) {
-  return x.dim() == 2 && x.size(0) == tokens.size(0) && x.size(1) == tokens.size(2) &&
-         (x.size(1) == 1 || x.stride(1) == 1) && x.scalar_type() == at::kFloat;
 }
 
 }  // namespace fastguide

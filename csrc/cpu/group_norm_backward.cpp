@@ -183,21 +183,11 @@ void compute(const Arguments& a, Scratch& s, const Block& b) { block_of<4>(a, s,
 std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
     const at::Tensor& outward, const at::Tensor& tokens, const at::Tensor& mean,
     const at::Tensor& inverse, const at::Tensor& gamma, const at::Tensor& beta, bool silu) {
-  // what protects memory; everything else is checked in fastguide/ops/group_norm.py
-  const auto is_statistic = [&](const at::Tensor& x) {
-    return x.dim() == 2 && x.size(0) == tokens.size(0) && x.is_contiguous() &&
-           x.scalar_type() == at::kFloat && x.sizes() == mean.sizes();
-  };
-  TORCH_CHECK(tokens.dim() == 3 && tokens.is_contiguous() && outward.is_contiguous() &&
-                  outward.sizes() == tokens.sizes() &&
-                  outward.scalar_type() == tokens.scalar_type() && is_statistic(mean) &&
-                  is_statistic(inverse) && mean.size(1) > 0 &&
-                  tokens.size(2) % mean.size(1) == 0 && are_rows(gamma, tokens) &&
-                  are_rows(beta, tokens),
-              "group_norm_backward: call fastguide.ops.group_norm");
+  check_group_norm_backward(outward, tokens, mean, inverse, gamma, beta);
   const at::Tensor of_tokens = tokens.new_empty(tokens.sizes());
   const at::Tensor of_gamma = gamma.new_empty({tokens.size(0), tokens.size(2)});
   const at::Tensor of_beta = of_gamma.new_empty(of_gamma.sizes());
+  if (tokens.numel() == 0) return {of_tokens, of_gamma, of_beta};
   const Arguments a{outward.const_data_ptr(),
                     tokens.const_data_ptr(),
                     of_tokens.mutable_data_ptr(),

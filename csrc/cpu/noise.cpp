@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "../checks.h"
 #include "../philox.h"
 #include "clones.h"
 #include "ops.h"
@@ -51,9 +52,7 @@ constexpr int64_t kChunk = 4096;
 // The evaluation is that of the counter, where there is one.
 at::Tensor noise(const at::Tensor& seeds, int64_t evaluation, int64_t numel,
                  const std::optional<at::Tensor>& counter) {
-  TORCH_CHECK(seeds.is_contiguous() && seeds.scalar_type() == at::kLong && numel >= 0 &&
-                  (!counter || (counter->numel() == 1 && counter->scalar_type() == at::kLong)),
-              "noise: call fastguide.ops.noise");
+  check_noise(seeds, numel, counter);
   if (counter) evaluation = *counter->const_data_ptr<int64_t>();
   const int64_t batch = seeds.numel();
   at::Tensor out = seeds.new_empty({batch, numel}, at::kFloat);

@@ -90,7 +90,7 @@ void run(const Arguments& a, Scratch& s, int64_t r, int64_t h, int64_t start, in
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor> self_attention(const at::Tensor& qkv, int64_t heads) {
-  TORCH_CHECK(is_packed(qkv, heads), "self_attention: call fastguide.ops.self_attention");
+  check_self_attention(qkv, heads);
   const int64_t rows = qkv.size(0), tokens = qkv.size(1), width = qkv.size(2) / 3;
   const int64_t dim = width / heads;
   const at::Tensor out = qkv.new_empty({rows, tokens, width});

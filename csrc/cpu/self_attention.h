@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../checks.h"
 #include "../online_softmax.h"
 #include "aligned.h"
 #include "attention.h"
@@ -35,11 +36,6 @@ struct Packed {
 inline Heads by_head(const at::Tensor& tokens, int64_t heads) {
   return Heads(tokens.view({tokens.size(0), tokens.size(1), heads, tokens.size(2) / heads})
                    .transpose(1, 2));
-}
-
-inline bool is_packed(const at::Tensor& qkv, int64_t heads) {
-  return qkv.dim() == 3 && qkv.is_contiguous() && heads > 0 && qkv.size(1) > 0 &&
-         qkv.size(2) > 0 && qkv.size(2) % (3 * heads) == 0;
 }
 
 }  // namespace fastguide

@@ -151,15 +151,7 @@ void head(const Arguments& a, Scratch& s, int64_t r, int64_t h) {
 
 at::Tensor self_attention_backward(const at::Tensor& outward, const at::Tensor& qkv,
                                    const at::Tensor& out, const at::Tensor& lse, int64_t heads) {
-  const auto is_out = [&](const at::Tensor& x) {
-    return x.is_contiguous() && x.scalar_type() == qkv.scalar_type() && x.dim() == 3 &&
-           x.size(0) == qkv.size(0) && x.size(1) == qkv.size(1) && 3 * x.size(2) == qkv.size(2);
-  };
-  TORCH_CHECK(is_packed(qkv, heads) && is_out(outward) && is_out(out) && lse.is_contiguous() &&
-                  lse.scalar_type() == at::kFloat && lse.dim() == 3 &&
-                  lse.size(0) == qkv.size(0) && lse.size(1) == heads &&
-                  lse.size(2) == qkv.size(1),
-              "self_attention_backward: call fastguide.ops.self_attention");
+  check_self_attention_backward(outward, qkv, out, lse, heads);
   const int64_t rows = qkv.size(0), tokens = qkv.size(1), dim = qkv.size(2) / 3 / heads;
   const at::Tensor gradient = qkv.new_empty(qkv.sizes());
   const Arguments a{Packed(qkv, heads),

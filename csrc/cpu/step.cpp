@@ -12,6 +12,7 @@
 #include <cstring>
 #include <optional>
 
+#include "../checks.h"
 #include "../step_table.h"
 #include "branch.h"
 #include "clones.h"
@@ -208,15 +209,14 @@ void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
           int64_t writes, const std::optional<at::Tensor>& variance,
           const std::optional<at::Tensor>& bound, int64_t extra, int64_t deltas,
           const std::optional<at::Tensor>& factor, int64_t factored) {
+  check_step(state, branches, weights, table, evaluation, seeds, noise, net_input, first_bad,
+             variance, bound, extra, factor, factored);
+  const int64_t e = *evaluation.const_data_ptr<int64_t>();
+  TORCH_CHECK(e >= 0 && e < table.size(0), "step: evaluation is ", e, ", but table has ",
+              table.size(0), " rows");
+  if (state.numel() == 0) return;
   const int64_t slots = state.size(0), batch = state.size(1);
   const int64_t numel = state.size(2) * state.size(3);
-  const int64_t e = evaluation.item<int64_t>();
-  // what protects memory; everything else is checked in fastguide/ops/step.py
-  TORCH_CHECK(state.dim() == 4 && state.is_contiguous() && slots <= kMaxSlots && e >= 0 &&
-                  e < table.size(0) && e < weights.size(0) && table.is_contiguous() &&
-                  table.size(1) >= kMatrix + slots * (slots + 3) &&
-                  weights.size(2) > static_cast<int64_t>(branches.size()),
-              "step: call fastguide.ops.step");
   at::SmallVector<Branch, 8> views;
   for (const at::Tensor& branch : branches) views.push_back(Branch(branch, "step"));
   const Branch variance_view = variance ? Branch(*variance, "step") : Branch{};
@@ -233,7 +233,7 @@ void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
   a.seeds = seeds ? seeds->const_data_ptr<int64_t>() : nullptr;
   a.noise = noise ? noise->const_data_ptr<float>() : nullptr;
   a.input = net_input ? net_input->mutable_data_ptr() : nullptr;
-  a.copies = net_input ? net_input->size(0) / std::max<int64_t>(batch, 1) : 0;
+  a.copies = net_input ? net_input->size(0) / batch : 0;
   a.input_type = net_input ? type_of(*net_input, "step") : Type::kFloat;
   a.first_bad = first_bad.mutable_data_ptr<int32_t>();
   a.reads = reads, a.writes = writes;

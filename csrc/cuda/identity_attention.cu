@@ -9,6 +9,7 @@
 
 #include <optional>
 
+#include "../checks.h"
 #include "identity_attention.cuh"
 
 namespace fastguide {
@@ -64,15 +65,12 @@ bool is_aligned(const at::Tensor& x) {
 at::Tensor identity_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                               const at::Tensor& context_k, const at::Tensor& context_v,
                               double scale, const std::optional<at::Tensor>& context_mask) {
+  check_identity_attention(q, k, v, context_k, context_v, context_mask);
   const int64_t rows = q.size(0), heads = q.size(1), queries = q.size(2), dim = q.size(3);
   const at::ScalarType type = q.scalar_type();
-  TORCH_CHECK(k.sizes() == q.sizes() && v.sizes() == q.sizes() && dim <= 256 &&
-                  (dim == 1 || (q.stride(3) == 1 && k.stride(3) == 1 && v.stride(3) == 1 &&
-                                context_k.stride(3) == 1 && context_v.stride(3) == 1)) &&
-                  context_v.sizes() == context_k.sizes() && context_k.size(0) == rows &&
-                  context_k.size(1) == heads && context_k.size(3) == dim &&
-                  (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf),
-              "identity_attention: call fastguide.ops.identity_attention");
+  TORCH_CHECK(dim <= 256 && context_k.size(2) < int64_t{1} << 31,
+              "identity_attention: D is ", dim, " and there are ", context_k.size(2),
+              " context keys; at most 256 and 2^31 - 1 are supported");
   const c10::cuda::CUDAGuard guard(q.device());
   int major = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, q.get_device()));

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "../checks.h"
 #include "../philox.h"
 
 namespace fastguide {
@@ -45,10 +46,7 @@ noise_kernel(float* __restrict__ out, const int64_t* __restrict__ seeds,
 
 at::Tensor noise(const at::Tensor& seeds, int64_t evaluation, int64_t numel,
                  const std::optional<at::Tensor>& counter) {
-  TORCH_CHECK(seeds.is_contiguous() && seeds.scalar_type() == at::kLong && numel >= 0 &&
-                  (!counter || (counter->numel() == 1 && counter->scalar_type() == at::kLong &&
-                                counter->device() == seeds.device())),
-              "noise: call fastguide.ops.noise");
+  check_noise(seeds, numel, counter);
   const c10::cuda::CUDAGuard guard(seeds.device());
   const int64_t batch = seeds.numel();
   at::Tensor out = at::empty({batch, numel}, seeds.options().dtype(at::kFloat));
