@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import study
 import typer
-from tiny_families import FAMILIES, Family, Method
+from families import FAMILIES, Family, Method
 from methods_report import plot, show
 from results import RESULTS, console, keep, kept_or_anew, start
 from study import CACHE, DATA, CacheOption, DataOption, DtypeOption, Judge

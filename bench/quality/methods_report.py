@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tiny_families import Family
+from families import Family
 from picture import log_axis, panels, write_png
 from results import console
 from rich.table import Table
