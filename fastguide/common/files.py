@@ -22,7 +22,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     try:
         _write(path, data)
     except OSError as error:  # which names the temporary file, or none
-        raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -40,7 +40,7 @@ def lora(net, name="a", seed=5):
     """An adapter of peft with random weights."""
     from peft import LoraConfig
 
-    net.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=TARGETS), name)
+    need(net, "add_adapter")(LoraConfig(r=4, lora_alpha=4, target_modules=TARGETS), name)
     generator = torch.Generator().manual_seed(seed)
     for key, parameter in net.named_parameters():
         if f"lora_A.{name}" in key or f"lora_B.{name}" in key:
@@ -410,7 +410,10 @@ def outcome(family, action):
     import fastguide as fg
 
     before, do, changes_result = ACTIONS[action]
-    pipe = made(family, before)
+    try:
+        pipe = made(family, before)
+    except Absent:
+        return "absent"
     plain = run(family, pipe, {}) if changes_result else None
     try:
         done, changes = do(pipe, getattr(pipe, name_of(pipe)))
@@ -419,10 +422,11 @@ def outcome(family, action):
         return "absent"
     except Exception:  # whatever it is: the original has no result to compare with
         return "fails"
-    scale = want.abs().max()
-    if changes_result:
+    scale, limit = want.abs().max(), 1e-4
+    if changes_result:  # of which a quarter, at the most, may be missing
         far = (plain - want).abs().max() if plain.shape == want.shape else scale
-        assert far > 1e-3 * scale, f"{action} does nothing to {family}"
+        assert far > 2e-5 * scale, f"{action} does nothing to {family}"
+        limit = min(limit, 0.25 * (far / scale).item())
     errors = []
     for when in ("before", "after"):
         pipe = made(family, before)
@@ -438,5 +442,5 @@ def outcome(family, action):
             continue
         assert got.shape == want.shape
         error = ((got - want).abs().max() / scale).item()
-        assert error <= 1e-4, f"{action} {when} guide on {family}: off by {error}"
+        assert error <= limit, f"{action} {when} guide on {family}: off by {error}"
     return errors[0] if errors else "same"

@@ -15,7 +15,7 @@ from fastguide import reference
 
 diffusers = pytest.importorskip("diffusers")
 
-from families import FAMILIES, SHAPE_OF, Called, condition  # noqa: E402
+from tiny_families import FAMILIES, SHAPE_OF, Called, condition  # noqa: E402
 
 from fastguide.adapters.diffusers.blocks import modules_of  # noqa: E402
 

@@ -116,6 +116,8 @@ def _class(mixin: Any, kind: Any) -> type:
     known: dict[str, Any] = {"__slots__": (RUN, INNER), "__module__": kind.__module__}
     if mixin is Scheduler:
         known["set_timesteps"] = _setting(kind)
+    elif hasattr(kind, "cache_context"):  # which notes on the network whose it is
+        known["cache_context"] = lambda self, name: self.fastguide_inner.cache_context(name)
     return type(kind.__name__, (mixin, kind), known)
 
 

@@ -1,5 +1,5 @@
 """The table of families and methods in docs/families.md, from the outcome of the tests.
-`python scripts/families.py` runs tests/staging/test_families.py and writes it anew.
+`python scripts/family_table.py` runs tests/staging/test_families.py and writes it anew.
 """
 
 from __future__ import annotations
