@@ -269,7 +269,8 @@ def test_off_costs_nothing_to_the_bit(name):
 def test_an_interval_takes_the_perturbed_rows_out():
     interval = fg.interval(0.5, 2.0)
     sampler = fg.Sampler(model_of(dit()), fg.PAG(2.0, schedule=interval), steps=12)
-    inside = sum(0.5 <= row.at.ratio <= 2.0 for row in sampler.plan.rows[1:])
+    # closed, also where a level lies an ulp beside its end
+    inside = sum(0.499999 <= row.at.ratio <= 2.000001 for row in sampler.plan.rows[1:])
     assert 0 < inside < 12
     assert sampler.plan.net_rows == 12 + inside
 
@@ -468,7 +469,7 @@ def test_warmup_measures_the_rows():
     torch.testing.assert_close(sampler(cond, range(4)), before, rtol=1e-5, atol=1e-5)
     fixed = fg.Sampler(model, fg.PAG(1.0), steps=STEPS, rows="sequential")
     assert fixed.warmup(3) == {3: "sequential"}
-    with pytest.raises(ValueError, match="batches has 0"):
+    with pytest.raises(ValueError, match="batches is 0"):
         sampler.warmup(0)
     with pytest.raises(ValueError, match="rows is 'both'"):
         fg.Sampler(model, fg.PAG(1.0), rows="both")
