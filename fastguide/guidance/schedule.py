@@ -44,12 +44,10 @@ def _check_over(over: str) -> None:
 
 
 def _check_span(span: tuple[float, float] | None) -> None:
-    if span is not None and (len(span) != 2 or span[0] == span[1] or not all(map(_finite, span))):
+    if span is not None and (
+        len(span) != 2 or span[0] == span[1] or not all(map(math.isfinite, span))
+    ):
         raise ValueError(f"span is {span}, but it should be two different finite numbers")
-
-
-def _finite(value: float) -> bool:
-    return math.isfinite(value)
 
 
 def _progress(
@@ -183,6 +181,7 @@ def values_of(
     found = [schedule(at) for at in levels] if given is None else list(given(levels))  # type: ignore[operator]
     if len(found) != len(levels):
         raise ValueError(f"schedule gives {len(found)} values, but there are {len(levels)} levels")
+    numbers = []
     for value, level in zip(found, levels, strict=True):
         try:
             number = float(value)
@@ -194,7 +193,8 @@ def values_of(
             ) from None
         if not math.isfinite(number):
             raise ValueError(f"schedule gives {shown(value)} at {level}, which is not finite")
-    return [float(value) for value in found]
+        numbers.append(number)
+    return numbers
 
 
 def _listed(given: Sequence[float], levels: Sequence[Level]) -> list[float]:

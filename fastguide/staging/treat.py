@@ -55,6 +55,11 @@ class Treat:
         self.routing, self.grid, self.rows = routing, grid, rows
         self.number = 0
 
+    @property
+    def unit(self) -> int:
+        """The rows of one block."""
+        return self.rows // self.segments[-1].stop
+
     def check(self) -> None:
         """Raise ValueError unless the layer called what it calls, and guidance could act on it."""
         if self.number not in (len(self.met), self.rows * len(self.met)):
@@ -125,8 +130,7 @@ class Treat:
             parts = [call.scores]
         else:
             self._check_rows(call.scores)
-            unit = self.rows // self.segments[-1].stop
-            sizes = [unit * (one.stop - one.start) for one in self.segments]
+            sizes = [self.unit * (one.stop - one.start) for one in self.segments]
             parts = list(call.scores.split(sizes))
         weights = []
         for scores, segment in zip(parts, self.segments, strict=True):
@@ -160,8 +164,7 @@ class Treat:
 
     def _part(self, call: Attention, segment: Segment) -> Attention:
         self._check_rows(call.q)
-        unit = self.rows // self.segments[-1].stop
-        some = slice(segment.start * unit, segment.stop * unit)
+        some = slice(segment.start * self.unit, segment.stop * self.unit)
         mask = call.mask
         if mask is not None and mask.ndim == 4 and mask.shape[0] == self.rows:
             mask = mask[some]
@@ -171,14 +174,13 @@ class Treat:
         """NAG of the image's tokens."""
         assert met.queries is not None
         start, stop = met.queries
-        unit = self.rows // self.segments[-1].stop
         tokens: list[Tensor | None] = [
             one[:, :, start:stop].transpose(1, 2).flatten(2) for one in mixed
         ]
         found = []
         for one, own, segment in zip(mixed, tokens, self.segments, strict=True):
             assert own is not None
-            led = nag(own, tokens, self.segments, segment, unit, self.routing.nag)
+            led = nag(own, tokens, self.segments, segment, self.unit, self.routing.nag)
             if led is own:
                 found.append(one)
                 continue
@@ -188,9 +190,11 @@ class Treat:
 
     def _wanted(self, segment: Segment) -> list[tuple[slice, object]]:
         """Which rows of the segment are observed, and the keys of their sums."""
-        unit = self.rows // self.segments[-1].stop
         return [
-            (slice((block - segment.start) * unit, (block - segment.start + 1) * unit), key)
+            (
+                slice((block - segment.start) * self.unit, (block - segment.start + 1) * self.unit),
+                key,
+            )
             for block, key in self.routing.observe.get(self.layer, ())
             if segment.start <= block < segment.stop
         ]
@@ -227,8 +231,7 @@ class Treat:
             )
 
     def _check_rows_of(self, q: Tensor, segment: Segment) -> None:
-        unit = self.rows // self.segments[-1].stop
-        if q.shape[0] != unit * (segment.stop - segment.start):
+        if q.shape[0] != self.unit * (segment.stop - segment.start):
             self._check_rows(q)
 
 

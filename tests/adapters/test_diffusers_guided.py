@@ -55,6 +55,16 @@ def test_it_holds_the_original_components(family):
     assert fg.accelerate is fg.guide
 
 
+def test_nothing_of_a_run_stays_on_the_network():
+    """Flux pipelines enter a cache context, whose registry keeps the module that it is of."""
+    pipe = flux_pipe()
+    fg.guide(pipe)(**flux_call(true_cfg_scale=4.0))
+    assert pipe.transformer._diffusers_hook._module_ref is pipe.transformer
+    pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=10.0))
+    want = result(pipe(**flux_call(true_cfg_scale=4.0)))
+    check(result(fg.guide(pipe)(**flux_call(true_cfg_scale=4.0))), want)
+
+
 def test_what_a_call_leaves_is_readable():
     guided = fg.guide(sd_pipe())
     guided(**sd_call(num_inference_steps=3, guidance_scale=6.0))

@@ -97,7 +97,7 @@ def test_lists_as_scales_and_as_factors():
     by_factor = fg.Sampler(model, fg.CFG(3.0, schedule=[1.0, 0.0, 0.5]), steps=3)
     assert torch.equal(by_list(0, [1]), by_factor(0, [1]))
     assert [row.pattern.net_rows for row in by_list.plan.rows[1:]] == [2, 1, 2]
-    with pytest.raises(TypeError, match="a list should hold numbers"):
+    with pytest.raises(TypeError, match="a value of scale is '2', but"):
         fg.CFG([1.0, "2"])
 
 

@@ -1,5 +1,5 @@
 """Errors of the public face: TypeError for a wrong kind, ValueError for a wrong value, and each
-names the argument and its value. Red before: most were accepted, or errors of something within.
+names the argument and its value.
 """
 
 import math

@@ -5,6 +5,7 @@ import os
 import pickle
 from contextlib import contextmanager
 
+import children
 import exact
 import pytest
 import torch
@@ -143,28 +144,16 @@ def test_an_error_of_samples_comes_whole_out_of_another_process():
     assert error.samples.shape == (2, 1, 2, 2)
 
 
-def seeds_of(number):
-    """A sample from a child."""
-    torch.set_num_threads(1)
-    model = exact.two_classes(exact.PROCESSES["flow"])
-    return fg.sample(model, [0], fg.CFG(2.0), steps=3, seeds=[number]).tolist()
-
-
-def fail(_):
-    error = fg.NonFiniteError("1 of 1 samples", torch.zeros(1), [None])
-    raise error
-
-
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_pools_of_processes(start):
     if start == "fork" and not hasattr(os, "fork"):
         pytest.skip("needs fork")
     torch.set_num_threads(1)
-    want = [seeds_of(number) for number in (3, 4)]
+    want = [children.sample(number) for number in (3, 4)]
     with multiprocessing.get_context(start).Pool(1) as pool:
-        assert pool.map_async(seeds_of, [3, 4]).get(120) == want
+        assert pool.map_async(children.sample, [3, 4]).get(120) == want
         with pytest.raises(fg.NonFiniteError, match="1 of 1 samples"):
-            pool.map_async(fail, [0]).get(120)
+            pool.map_async(children.fail, [0]).get(120)
 
 
 def test_a_network_in_double_precision_is_told_at_once():

@@ -23,7 +23,8 @@ class Blocks:
         time: the submodule that embeds the time.
         parts, units, middle: as in `fastguide.staging.modules.Modules`; patterns of units and of
             the middle that a network does not have are left out.
-        times: what pipelines multiply the scheduler's timesteps with.
+        times: what pipelines multiply the scheduler's timesteps with, or the name that this has in
+            the network's config.
         backwards: whether pipelines give 1 - t for a flow's time t in [0, 1], and negate what the
             network returns.
     """
@@ -33,7 +34,7 @@ class Blocks:
     parts: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
     middle: tuple[str, ...] = ()
-    times: float = 1.0
+    times: float | str = 1.0
     backwards: bool = False
 
 
@@ -73,6 +74,7 @@ BLOCKS: dict[str, Blocks] = {
     "PixArtTransformer2DModel": Blocks(_JOINT, "adaln_single.emb"),
     "QwenImageTransformer2DModel": Blocks(_JOINT, "time_text_embed", times=1e-3),
     "SD3Transformer2DModel": Blocks(_JOINT, "time_text_embed"),
+    "SanaTransformer2DModel": Blocks(_JOINT, times="timestep_scale"),
     "WanTransformer3DModel": Blocks(("blocks",), "condition_embedder"),
     "ZImageTransformer2DModel": Blocks(_LUMINA, "t_embedder", backwards=True),
 }

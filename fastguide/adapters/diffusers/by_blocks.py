@@ -95,4 +95,5 @@ def whole(net: Any, time_scale: float, why_not_staged: str, layout: Adapted | No
 def time_scale_of(net: Any, time_scale: float) -> float:
     """What our t is multiplied with for the network: 1 where it runs backwards, from 0 to 1."""
     told = blocks_of(net)
-    return 1.0 if told.backwards else time_scale * told.times
+    times = getattr(net.config, told.times) if isinstance(told.times, str) else told.times
+    return 1.0 if told.backwards else time_scale * float(times)

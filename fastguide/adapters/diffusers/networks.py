@@ -55,16 +55,8 @@ def adapt(net: nn.Module, time_scale: float = 1.0, why_whole: str | None = None)
     why = why_whole or what_is_missing(net) or what_is_on(net)
     if why is None:
         return staged(net, time_scale)
-    told = time_scale * _TOLD.get(name, lambda _: 1.0)(net)
-    layout = Flux(net) if staged is Flux else None
-    return whole(net, told, f"the {name} cannot run in stages: {why}", layout)
-
-
-# what pipelines multiply a network's timesteps with
-_TOLD: dict[str, Callable[[Any], float]] = {
-    "FluxTransformer2DModel": lambda net: 1e-3,
-    "SanaTransformer2DModel": lambda net: float(net.config.timestep_scale),
-}
+    told, why = time_scale_of(net, time_scale), f"the {name} cannot run in stages: {why}"
+    return whole(net, told, why, Flux(net) if staged is Flux else None)
 
 
 def _check_channels(net: Any, name: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from fastguide.adapters.diffusers.run import Run
 
 RUN, INNER = "fastguide_run", "fastguide_inner"
+_OF_STANDIN = {RUN, INNER, "__class__", "__dict__", "__call__"}
 
 
 class Network:
@@ -24,6 +25,13 @@ class Network:
 
     __slots__ = ()
     fastguide_run: Run
+
+    def __getattribute__(self, name: str) -> Any:
+        # methods are the original's, because some of them keep what they are called on
+        # (cache_context, which a Flux pipeline calls, makes a registry of hooks that does)
+        if name in _OF_STANDIN:
+            return object.__getattribute__(self, name)
+        return getattr(object.__getattribute__(self, INNER), name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         like = self.fastguide_run.predict(args, kwargs)
@@ -116,8 +124,6 @@ def _class(mixin: Any, kind: Any) -> type:
     known: dict[str, Any] = {"__slots__": (RUN, INNER), "__module__": kind.__module__}
     if mixin is Scheduler:
         known["set_timesteps"] = _setting(kind)
-    elif hasattr(kind, "cache_context"):  # which notes on the network whose it is
-        known["cache_context"] = lambda self, name: self.fastguide_inner.cache_context(name)
     return type(kind.__name__, (mixin, kind), known)
 
 
