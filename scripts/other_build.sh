@@ -2,7 +2,8 @@
 # Builds the CPU ops in another way than setup.py, into build/NAME/_C.so, for tests that load it
 # (tests/helpers/built.py):
 #   bash scripts/other_build.sh sanitized   with the address and undefined-behaviour sanitizers
-#   bash scripts/other_build.sh clang       with clang: no function clones, as on processors but x86
+#   bash scripts/other_build.sh clang       with clang, which has no function clones
+#   bash scripts/other_build.sh aarch64     for ARM, with GCC: to be compiled, and loaded there alone
 # PYTHON chooses the interpreter, JOBS how many files are compiled at once. What has not changed
 # since is not compiled again.
 set -euo pipefail
@@ -23,7 +24,11 @@ case $name in
     compiler=clang++ header=$out/torch.pch use=(-include-pch "$out/torch.pch")
     flags+=(-O2 -g0)
     ;;
-  *) echo "NAME is '$name', but it should be sanitized or clang" >&2; exit 2 ;;
+  aarch64)
+    compiler=aarch64-linux-gnu-g++ header=$out/torch.h.gch use=(-include "$out/torch.h")
+    flags+=(-O3 -g0)
+    ;;
+  *) echo "NAME is '$name', but it should be sanitized, clang or aarch64" >&2; exit 2 ;;
 esac
 mkdir -p "$out"
 mapfile -t includes < <("$PYTHON" - <<'PY'
@@ -59,5 +64,6 @@ for source in csrc/*.cpp csrc/cpu/*.cpp; do
   running+=($!)
 done
 for one in "${running[@]}"; do wait "$one"; done
-"$compiler" -shared "${flags[@]}" "$out"/*.o -o "$out/_C.so" -L"$libraries" \
-  -lc10 -ltorch -ltorch_cpu -ltorch_python
+link=(-L"$libraries" -lc10 -ltorch -ltorch_cpu -ltorch_python)
+[ "$name" != aarch64 ] || link=() # those here are for another processor
+"$compiler" -shared "${flags[@]}" "$out"/*.o -o "$out/_C.so" "${link[@]}"

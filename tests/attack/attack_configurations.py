@@ -164,6 +164,7 @@ ATTACKS = (
         attack_arguments,
         count=2500,
         bounded=100,
+        block=BLOCK,
     ),
     Attack(
         "configurations",
@@ -173,5 +174,6 @@ ATTACKS = (
         count=3000,
         bounded=50,
         seconds=1500.0,
+        block=BLOCK,
     ),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from attack import Attack, Broken
-from attack_configurations import blocks
+from attack_configurations import BLOCK, blocks
 from configurations import Configuration, configurations
 from hypothesis import strategies as st
 from process_settings import SETTINGS
@@ -61,5 +61,6 @@ ATTACKS = (
         attack,
         count=300,
         bounded=10,
+        block=BLOCK,
     ),
 )
