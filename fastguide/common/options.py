@@ -88,7 +88,7 @@ def _check_kind(name: str, value: Any, parameter: inspect.Parameter) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {shown(value)}, but it should be {wanted}")
     endless = kind == "float" and value in (math.inf, -math.inf)
-    if not endless and (not is_finite(value) or (kind == "int" and value != int(value))):
+    if not endless and (not is_finite(value) or (kind == "int" and not float(value).is_integer())):
         raise ValueError(f"{name} is {shown(value)}, but it should be {wanted}")
     return None
 

@@ -24,7 +24,7 @@ def _fail_all() -> None:
     for future in list(_open):
         _open.discard(future)
         future._condition = threading.Condition()
-        future._waiters.clear()  # type: ignore[attr-defined]
+        future._waiters.clear()
         future._done_callbacks.clear()  # type: ignore[attr-defined]
         if not future.done():
             future.set_exception(

@@ -163,7 +163,7 @@ ATTACKS = (
         "A wrong argument is a ValueError or a TypeError of ours that names it",
         attack_arguments,
         count=2500,
-        bounded=100,
+        bounded=50,
         block=BLOCK,
     ),
     Attack(

@@ -188,6 +188,6 @@ ATTACKS = (
         "the file, within 600 MiB and 20 s",
         attack,
         count=500,
-        bounded=30,
+        bounded=8,
     ),
 )

@@ -66,7 +66,7 @@ ATTACKS = (
         "A wrong call of torch.ops.fastguide raises; it does not crash",
         ordinary,
         count=3000,
-        bounded=200,
+        bounded=100,
     ),
     Attack(
         "ops-sanitized",

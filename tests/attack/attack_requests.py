@@ -177,6 +177,6 @@ ATTACKS = (
         "own error",
         attack,
         count=300,
-        bounded=50,
+        bounded=25,
     ),
 )

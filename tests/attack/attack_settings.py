@@ -60,7 +60,7 @@ ATTACKS = (
         "counts of the process change no bit",
         attack,
         count=300,
-        bounded=10,
+        bounded=5,
         block=BLOCK,
     ),
 )

@@ -50,8 +50,10 @@ def supervise(attack: Attack, seed: int) -> dict[str, Any]:
         return {**row, "broken": f"it hangs: not done after {attack.seconds:g} s"}
     row["seconds"] = round(time.perf_counter() - start, 1)
     if done.returncode != 0:
-        last = (done.stderr.strip() or "nothing on stderr").splitlines()[-1]
-        return {**row, "broken": f"exit code {done.returncode}: {last}"}
+        told = done.stderr.strip() or "nothing on stderr"
+        _, broken, why = told.rpartition("Broken: ")
+        why = why if broken else told.splitlines()[-1]
+        return {**row, "broken": f"exit code {done.returncode}: {why}"}
     return {**row, "outcomes": json.loads(done.stdout.splitlines()[-1])}
 
 
