@@ -19,7 +19,7 @@ FAMILIES := $(addprefix methods-,perturbation autoguidance icg tsg sims every gr
 ONE_HEAD := --irrelevant 0 --negative 0 --no-split --compile --dtype fp16
 
 .PHONY: sample test lint bench baseline quality solvers toys reg-modes ddim-table methods grids \
-  judges cuda-build wheels wheel-test gpu attack model classifier clip help clean $(FAMILIES)
+  judges cuda-build wheels wheel-test gpu attack clang model classifier clip help clean $(FAMILIES)
 
 ##@ Daily
 sample: $(VENV)/installed ## draw samples of the bundled model into samples.png
@@ -32,7 +32,15 @@ test: $(VENV)/installed ## all tests, JOBS at once; ARGS for pytest
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 attack: $(VENV)/installed ## all hostile inputs, half an hour; docs/reliability.md
+	PYTHON=$(BIN)/python bash scripts/other_build.sh sanitized
 	$(BIN)/python tests/attack/run.py $(ARGS)
+
+OPS := step gram blur group_norm noise self_attention identity_attention attention_colsum
+
+clang: $(VENV)/installed ## the tests of the CPU ops on a build by clang, which needs libomp-dev too
+	PYTHON=$(BIN)/python bash scripts/other_build.sh clang
+	OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/built.py build/clang/_C.so clang -q \
+	  -k 'not opcheck and not compile' $(OPS:%=tests/ops/test_%.py)
 
 lint: $(VENV)/installed ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastguide.common.checks import check_int, shown
+from fastguide.common.checks import check_bool, check_int, shown
 from fastguide.process import EDM, VP, Flow, Prediction
 from fastguide.staging.modules import ByModules
 
@@ -81,9 +81,19 @@ class Model:
             )
         if not isinstance(self.shape, (tuple, list)):
             raise TypeError(f"shape is {shown(self.shape)}, but it should be a tuple (C, H, W)")
-        if not self.shape or any(not isinstance(side, int) or side < 1 for side in self.shape):
-            raise ValueError(f"shape is {self.shape}, but every side should be 1 or more")
+        if not self.shape:
+            raise ValueError(f"shape is {self.shape}, but it should have a side")
+        for i, side in enumerate(self.shape):
+            check_int(f"shape[{i}]", side)
         check_int("heads", self.heads, 1, 2)
+        check_bool("negative", self.negative)
+        check_bool("variance", self.variance)
+        if not isinstance(self.class_names, (tuple, list)) or any(
+            not isinstance(name, str) for name in self.class_names
+        ):
+            raise TypeError(f"class_names is {shown(self.class_names)}, but it should be strings")
+        if self.usual is not None and not callable(self.usual):
+            raise TypeError(f"usual is {shown(self.usual)}, but it should be a function of steps")
         if self.negative and self.heads != 2:
             raise ValueError("negative is True, but a negative condition needs heads=2")
         if self.variance and self.heads != 1:

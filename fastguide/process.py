@@ -12,8 +12,11 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Literal, Protocol, get_args
 
+from fastguide.common.checks import check_bool, check_int, check_name, check_number
+
 PredictionName = Literal["eps", "x0", "v", "flow", "edm", "consistency"]
 BetaName = Literal["linear", "scaled_linear", "cosine"]
+MOST_TIMESTEPS = 1_000_000  # a table has a row for each
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,10 @@ class VP:
     zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
-        if self.timesteps < 2:
-            raise ValueError(f"timesteps is {self.timesteps}, but it should be 2 or more")
+        check_int("timesteps", self.timesteps, 2, MOST_TIMESTEPS)
+        check_number("beta_start", self.beta_start)
+        check_number("beta_end", self.beta_end)
+        check_bool("zero_terminal_snr", self.zero_terminal_snr)
         if isinstance(self.betas, str):
             if self.betas not in get_args(BetaName):
                 raise ValueError(
@@ -135,6 +140,7 @@ class VP:
 
     def level(self, t: float) -> Level:
         """The level at (fractional) timestep `t` in [0, timesteps - 1]."""
+        check_number("t", t)
         if not 0.0 <= t <= self.t_max:
             raise ValueError(f"t is {t}, but it should lie in [0, {self.t_max:g}]")
         low = min(int(t), self.timesteps - 2)
@@ -173,7 +179,9 @@ class EDM:
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.sigma_min < self.sigma_max < math.inf:
+        check_number("sigma_min", self.sigma_min)
+        check_number("sigma_max", self.sigma_max)
+        if not 0.0 < self.sigma_min < self.sigma_max:
             raise ValueError(
                 f"sigma_min, sigma_max are {self.sigma_min}, {self.sigma_max}, "
                 "but they should satisfy 0 < sigma_min < sigma_max"
@@ -189,8 +197,7 @@ class EDM:
 
     def level(self, t: float) -> Level:
         """The level at sigma `t` >= 0."""
-        if not 0.0 <= t < math.inf:
-            raise ValueError(f"t is {t}, but a sigma should be finite and not negative")
+        check_number("t", t, 0.0)
         return Level(t, 1.0, t)
 
     def at_ratio(self, ratio: float) -> Level:
@@ -214,6 +221,7 @@ class Flow:
 
     def level(self, t: float) -> Level:
         """The level at time `t` in [0, 1]; 1 is pure noise."""
+        check_number("t", t)
         if not 0.0 <= t <= 1.0:
             raise ValueError(f"t is {t}, but it should lie in [0, 1]")
         return Level(t, 1.0 - t, t)
@@ -287,14 +295,9 @@ class Prediction:
     sigma_min: float = 0.002
 
     def __post_init__(self) -> None:
-        if self.name not in get_args(PredictionName):
-            raise ValueError(
-                f"prediction is {self.name!r}, but it should be one of {get_args(PredictionName)}"
-            )
-        if not 0.0 < self.sigma_data < math.inf:
-            raise ValueError(f"sigma_data is {self.sigma_data}, but it should be positive")
-        if not 0.0 <= self.sigma_min < math.inf:
-            raise ValueError(f"sigma_min is {self.sigma_min}, but it should not be negative")
+        check_name("prediction", self.name, get_args(PredictionName))
+        check_number("sigma_data", self.sigma_data, 0.0, open_=True)
+        check_number("sigma_min", self.sigma_min, 0.0)
 
     def denoised(self, level: Level) -> tuple[float, float]:
         """(a, b) with `denoised = a x + b prediction` at `level`."""

@@ -23,7 +23,7 @@ from fastguide.engine.watch import Callback
 from fastguide.guidance.base import Guidance
 from fastguide.model import Model
 from fastguide.process import Level
-from fastguide.sampling.checks import check_graph, check_packing, check_rows
+from fastguide.sampling.checks import check_call, check_graph, check_packing, check_rows
 from fastguide.sampling.course import Clamp, Course
 from fastguide.sampling.finite import check_finite
 from fastguide.sampling.inputs import bind_all, make_inputs
@@ -102,7 +102,7 @@ class Sampler:
         setup = set_up(model, shape, device, dtype)
         check_rows(rows)
         check_packing(max_batch, max_wait)
-        check_graph(graph, setup.device)
+        check_graph(graph, max_captures, fallback, setup.device)
         self.model, self.net, self.device = model, setup.net, setup.device
         self.shape, self.dtype = setup.settings.shape, setup.settings.dtype
         self._packing = (max_batch, max_wait)
@@ -187,6 +187,7 @@ class Sampler:
                 `fastguide.pooled(4)` for super-resolution, any orthogonal projection of images.
         """
         planned = self._planned
+        check_call(callback, check)
         numbers = ops.as_seeds(seeds, self.device)
         part = as_known(planned, known, mask, measurement, len(numbers))
         inputs = make_inputs(planned, cond, negative, numbers, noise, step_noise, init)

@@ -101,7 +101,8 @@ def step_kernel(
                     negative = branches[0] - branches[1]
             if (FACTORED >> k) & 1:
                 delta = factor * delta
-            guided += tl.load(weight_ptr + 1 + k) * delta
+            weight = tl.load(weight_ptr + 1 + k)
+            guided += tl.where(weight != 0.0, weight * delta, 0.0)  # 0 is off, whatever delta is
         of_x, of_prediction = tl.load(row_ptr + OF_X), tl.load(row_ptr + OF_PREDICTION)
         denoised = (tl.load(weight_ptr) * of_x) * x + of_prediction * guided
         extra = denoised

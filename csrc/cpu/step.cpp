@@ -110,7 +110,8 @@ FASTGUIDE_CLONES bool all_finite(const float* __restrict x, int64_t count) {
   return !bad;
 }
 
-// guided += weight f delta of branch k, which is left in `other` as it was given.
+// guided += weight f delta of branch k, which is left in `other` as it was given. Where the weight is
+// 0, the branch is off for this sample and not looked at: 0 times what is not finite is not finite.
 void add_branch(const Arguments& a, int64_t k, int64_t sample, int64_t start, int64_t count,
                 float weight, const float* positive, float* guided, float* other) {
   load(other, a.branches[k], sample, start, count);
@@ -144,8 +145,13 @@ void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
     first_branch(guided, positive, weight[1], count);
     if (a.extra == kNegative) affine(extra, x, positive, of_x, of_prediction, count);
     for (int64_t k = 1; k < a.branch_count; ++k) {
-      add_branch(a, k, sample, start, count, weight[1 + k], positive, guided, other);
-      if (k == 1 && a.extra == kNegative) {
+      const bool negative = k == 1 && a.extra == kNegative;
+      if (weight[1 + k] != 0.0f) {
+        add_branch(a, k, sample, start, count, weight[1 + k], positive, guided, other);
+      } else if (negative) {
+        load(other, a.branches[k], sample, start, count);
+      }
+      if (negative) {
         if (a.deltas >> 1 & 1) subtract_from(other, positive, count);
         affine(extra, x, other, of_x, of_prediction, count);
       }

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from fastguide.checkpoint import models as checkpoint
+from fastguide.common.checks import shown
 from fastguide.model import Model
 
 _HERE = Path(__file__).parent
@@ -28,6 +29,8 @@ def load(
         CheckpointError: there is no such model, or it is damaged, truncated, a pickle, or of
             another version.
     """
+    if not isinstance(name, (str, Path)):
+        raise TypeError(f"model is {shown(name)}, but it should be a name or a folder")
     if isinstance(name, str) and name in bundled():
         return checkpoint.load(_HERE / name, device, dtype)
     if not Path(name).exists():

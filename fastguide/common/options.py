@@ -7,9 +7,13 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Generic, TypeVar
+
+from fastguide.common.checks import check_bool, is_finite, shown
 
 Result = TypeVar("Result")
 
@@ -19,7 +23,9 @@ class Configured(Generic[Result]):
     """`ddim` and `ddim(eta=1.0)` are both ready to use: calling binds options, `run` runs.
 
     Raises:
-        TypeError: an option that the function does not have; the message lists those it has.
+        TypeError: an option that the function does not have (the message lists those it has), or
+            of another kind than its annotation says.
+        ValueError: a number that is NaN, or too large for double precision.
     """
 
     function: Callable[..., Result]
@@ -42,6 +48,9 @@ class Configured(Generic[Result]):
         if unknown:
             known = ", ".join(self.defaults) or "none"
             raise TypeError(f"{self.name} has no option {unknown[0]!r}; its options: {known}")
+        parameters = inspect.signature(self.function).parameters
+        for name, value in options.items():
+            _check_kind(name, value, parameters[name])
         return Configured(self.function, {**self.options, **options})
 
     def run(self, *arguments: Any) -> Result:
@@ -60,6 +69,28 @@ class Configured(Generic[Result]):
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         return f"{self.name}({options})" if options else self.name
+
+
+def _check_kind(name: str, value: Any, parameter: inspect.Parameter) -> None:
+    """Raise unless `value` is of the kind that an annotation of one word names, or the default; of
+    others the function knows itself.
+    """
+    kind = str(parameter.annotation).removesuffix(" | None")
+    if kind not in ("float", "int", "bool", "str") or value is parameter.default:
+        return
+    if kind == "bool":
+        return check_bool(name, value)
+    if kind == "str":
+        if not isinstance(value, str):
+            raise TypeError(f"{name} is {shown(value)}, but it should be a str")
+        return None
+    wanted = "a number" if kind == "float" else "a whole number"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {shown(value)}, but it should be {wanted}")
+    endless = kind == "float" and value in (math.inf, -math.inf)
+    if not endless and (not is_finite(value) or (kind == "int" and not float(value).is_integer())):
+        raise ValueError(f"{name} is {shown(value)}, but it should be {wanted}")
+    return None
 
 
 def _found(module: str, name: str, options: Mapping[str, Any]) -> Configured[Any]:

@@ -14,7 +14,7 @@ from fastguide.engine.latch import Latches
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import At, Fact, Row
 from fastguide.engine.predict import Predict
-from fastguide.engine.project import Products, projected_weights
+from fastguide.engine.project import Products, projected_weights, without_off
 from fastguide.guidance.base import POSITIVE, Branch
 from fastguide.guidance.modifiers import Rectified
 from fastguide.guidance.potential import Potential
@@ -249,6 +249,7 @@ class Evaluate:
         row = at.table
         base = row[Column.OF_X : Column.OF_PREDICTION + 1]
         gram = ops.gram(state, branches, base, deltas, factor, factored)
+        gram = without_off(gram, planned)
         products = Products(gram, row[Column.OF_PREDICTION], state[0].numel())
         weights = projected_weights(pattern, products, planned, self.memory)
         self._write(at, weights)

@@ -53,6 +53,15 @@ class Products:
         return variance.clamp(min=0.0).sqrt()
 
 
+def without_off(gram: Tensor, weights: Tensor) -> Tensor:
+    """`gram` `[B, n, n + 1]` with zeros for the deltas whose weight (`[B or 1, 1 + K]`) is 0: they
+    are off, and may not be finite.
+    """
+    on = weights[:, : gram.shape[1]] != 0.0  # of x and p_0, which are never off, then of the deltas
+    both = on[:, :, None] & torch.cat([on, torch.ones_like(on[:, :1])], 1)[:, None]
+    return torch.where(both, gram, 0.0)
+
+
 def projected_weights(
     pattern: Pattern, products: Products, weights: Tensor, memory: dict[Branch, dict[str, Tensor]]
 ) -> Tensor:

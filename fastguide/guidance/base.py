@@ -161,6 +161,8 @@ class Term:
             if not bool(torch.isfinite(self.amount).all()):
                 raise ValueError(f"{self.name} is {self.amount}, but it should be finite")
         elif isinstance(self.amount, (list, tuple)):
+            if not self.amount:
+                raise ValueError(f"{self.name} is empty, but a list holds one value per step")
             for value in self.amount:
                 check_number(f"a value of {self.name}", value)
         elif isinstance(self.amount, bool) or not (
@@ -294,7 +296,9 @@ _ORDER = tuple(_SAID)
 
 def as_channels(channels: Sequence[int]) -> tuple[int, ...]:
     """The channels as a branch has them, each once, rising."""
-    chosen = tuple(sorted(channels))
+    if not isinstance(channels, Sequence) or isinstance(channels, (str, bytes)):
+        raise TypeError(f"channels is {shown(channels)}, but it should be integers from 0 on")
+    chosen = tuple(sorted(channels)) if all(isinstance(c, int) for c in channels) else (-1,)
     bad = [c for c in chosen if isinstance(c, bool) or not isinstance(c, int) or c < 0]
     if bad or len(set(chosen)) != len(chosen):
         raise ValueError(f"channels is {channels!r}, but it should be different integers from 0 on")

@@ -81,7 +81,7 @@ class APG(Guidance):
     def __post_init__(self) -> None:
         check_guidance("APG", self.guidance)
         check_number("eta", self.eta, 0.0)
-        if self.radius != math.inf:
+        if not (isinstance(self.radius, float) and self.radius == math.inf):
             check_number("radius", self.radius, 0.0, open_=True)
         check_number("momentum", self.momentum, -1.0, 1.0, open_=True)
         check_space(self.space)

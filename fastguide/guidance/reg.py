@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastguide.common.checks import check_bool
 from fastguide.guidance.base import Factor, Guidance, Inside, Modified, Term, check_guidance
 from fastguide.guidance.modifiers import Mode, Rectified
 
@@ -40,6 +41,7 @@ class REG(Guidance):
 
     def __post_init__(self) -> None:
         check_guidance("REG", self.guidance)
+        check_bool("checkpoint", self.checkpoint)
         super().__post_init__()
 
     def terms(self) -> tuple[Term, ...]:

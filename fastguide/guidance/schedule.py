@@ -44,9 +44,13 @@ def _check_over(over: str) -> None:
 
 
 def _check_span(span: tuple[float, float] | None) -> None:
-    if span is not None and (
-        len(span) != 2 or span[0] == span[1] or not all(map(math.isfinite, span))
-    ):
+    if span is None:
+        return
+    if not isinstance(span, (tuple, list)):
+        raise TypeError(f"span is {shown(span)}, but it should be two different finite numbers")
+    for i, value in enumerate(span):
+        check_number(f"span[{i}]", value)
+    if len(span) != 2 or span[0] == span[1]:
         raise ValueError(f"span is {span}, but it should be two different finite numbers")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastguide._C import build_info
-from fastguide.common.checks import shown
+from fastguide.common.checks import check_int, shown
 
 _STREAM = 2**32 - 1  # evaluations are counted in 32 bits; 0 is the start
 
@@ -65,8 +65,10 @@ def noise(
     """
     if device is None:
         device = seeds.device if isinstance(seeds, Tensor) else "cpu"
-    if any(int(side) < 1 for side in shape):
-        raise ValueError(f"shape is {tuple(shape)}, but every side should be 1 or more")
+    if not isinstance(shape, Sequence) or isinstance(shape, (str, bytes)):
+        raise TypeError(f"shape is {shown(shape)}, but it should be the sides of a sample")
+    for i, side in enumerate(shape):
+        check_int(f"shape[{i}]", side)
     counter = evaluation if isinstance(evaluation, Tensor) else None
     if counter is not None:
         _check_counter(counter, torch.device(device))

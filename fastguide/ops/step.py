@@ -43,7 +43,8 @@ def step(
         branches: K active predictions `[B, *shape]`, each fp32, bf16 or fp16, any strides; the
             positive one first. Without any, the update is a map of the slots alone.
         weights: fp32 `[E, B or 1, > K]`: `denoised = w_x OF_X x + OF_PREDICTION guided`, with
-            `guided = w_0 p_0 + sum_k w_k f_k delta_k`; in the order w_x, w_0, w_1 ...
+            `guided = w_0 p_0 + sum_k w_k f_k delta_k`; in the order w_x, w_0, w_1 ... A delta whose
+            weight is 0 is off for that sample: it may hold anything, also NaN.
         table: fp32 `[E, width(slots)]`, contiguous (`fastguide.ops.table`).
         evaluation: int64 scalar tensor: the row of `weights` and `table`, and of the noise.
         first_bad: int32 `[B]`; lowered to the evaluation at which x of a sample becomes non-finite.

@@ -31,7 +31,9 @@ def combine(
     guided = w[:, 1] * positive
     for k in range(1, len(branches)):
         f = factor if factored >> k & 1 else None
-        guided = guided + w[:, 1 + k] * delta_of(positive, branches[k], bool(deltas >> k & 1), f)
+        delta = delta_of(positive, branches[k], bool(deltas >> k & 1), f)
+        weight = w[:, 1 + k]
+        guided = guided + torch.where(weight != 0.0, weight * delta, 0.0)
     return w[:, 0] * row[Column.OF_X] * x + row[Column.OF_PREDICTION] * guided
 
 

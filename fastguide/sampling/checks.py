@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from fastguide.common.checks import check_int, check_name, check_number, shown
+from fastguide.common.checks import check_bool, check_int, check_name, check_number, shown
 from fastguide.engine.captured import Way
 from fastguide.engine.program import RowMode
 from fastguide.guidance.base import Guidance, Other
@@ -136,9 +136,20 @@ def check_packing(max_batch: int, max_wait: float) -> None:
     check_number("max_wait", max_wait, 0.0)
 
 
-def check_graph(graph: bool | Way, device: torch.device) -> None:
-    """Raise for `graph` of a sampler that is no way to capture, or not on `device`."""
+def check_graph(graph: bool | Way, max_captures: int, fallback: bool, device: torch.device) -> None:
+    """Raise for `graph` of a sampler that is no way to capture, or not on `device`, and for what
+    goes with it.
+    """
     if not isinstance(graph, bool):
         check_name("graph", graph, (*get_args(Way),))
     if graph and device.type != "cuda":
         raise ValueError(f"graph is {graph!r}, but the sampler runs on {device}, not on a GPU")
+    check_int("max_captures", max_captures)
+    check_bool("fallback", fallback)
+
+
+def check_call(callback: Any, check: bool) -> None:
+    """Raise for what a call is to do beside sampling, unless it can be done."""
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback is {shown(callback)}, but it should be a function of a Progress")
+    check_bool("check", check)

@@ -70,6 +70,8 @@ def _as_noise(planned: Planned, name: str, noise: Tensor, batch: int) -> Tensor:
 
 def _as_noises(planned: Planned, noises: Sequence[Tensor], batch: int) -> list[Tensor]:
     draws = sum(row.draws for row in planned.plan.rows[1:])
+    if not isinstance(noises, (list, tuple)):
+        raise TypeError(f"step_noise is {shown(noises)}, but it should be a list of tensors")
     if len(noises) != draws:
         raise ValueError(f"step_noise has {len(noises)} tensors, but the plan draws {draws} times")
     return [_as_noise(planned, f"step_noise[{i}]", one, batch) for i, one in enumerate(noises)]

@@ -19,6 +19,7 @@ from fastguide.engine.pattern import make_patterns
 from fastguide.engine.plan import HOST, Plan
 from fastguide.guidance.base import Branch, Guidance
 from fastguide.serving.deadlines import deadlines
+from fastguide.serving.forked import watch
 from fastguide.staging.perturbation import Layers
 
 
@@ -52,6 +53,7 @@ class Request:
         self.form: object = (str(form), tuple(shapes))
         self._turn = threading.Lock()  # between its start and its deadline
         self._started = self._expired = False
+        watch(self.future)
         if self.timeout is not None:
             deadlines().add(self, self.timeout)
 

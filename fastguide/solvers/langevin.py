@@ -88,6 +88,10 @@ def predictor_corrector(
             f"snr is {snr} and corrections {corrections}, but snr should be positive and "
             "corrections a count"
         )
+    if predictor not in ("small", "large", "reverse"):
+        raise ValueError(
+            f"predictor is {predictor!r}, but it should be 'small', 'large' or 'reverse'"
+        )
     updates = _reverse(levels) if predictor == "reverse" else ddpm(variance=predictor).run(levels)
     for update, (now, to) in zip(updates, levels.steps(), strict=True):
         if now.alpha > 0.0:

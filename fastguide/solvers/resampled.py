@@ -51,6 +51,11 @@ def _again(part: Levels, times: int, solver: Configured[Any]) -> Iterator[Update
         yield from solver.run(part)
 
 
+def _check_solver(solver: Any) -> None:
+    if not isinstance(solver, Configured):
+        raise TypeError(f"solver is {shown(solver)}, but it should be one such as fastguide.ddpm")
+
+
 def _count(name: str, value: float) -> int:
     if value < 1 or value != int(value):
         raise ValueError(f"{name} is {value}, but it should be a whole number, 1 or more")
@@ -68,6 +73,7 @@ def resampled(
     multistep one ends with each part. N times evaluations for one of one a step. Published: 250
     steps, 10 and 10.
     """
+    _check_solver(solver)
     count, size = _count("times", times), _count("jump", jump)
     points, steps = levels.points, _named(solver)
     for start in range(0, len(points) - 1, size):
@@ -91,6 +97,7 @@ def restart(
 
     The levels of their CIFAR-10 runs are 0.06 and 0.30; `times` 0 is the solver itself.
     """
+    _check_solver(solver)
     if times < 0 or times != int(times):
         raise ValueError(f"times is {times}, but it should be a whole number, 0 or more")
     if not 0.0 < t_min < t_max:

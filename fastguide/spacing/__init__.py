@@ -42,11 +42,14 @@ def default_spacing(process: Process) -> Configured[Levels]:
     return trailing if isinstance(process, VP) else karras if isinstance(process, EDM) else linspace
 
 
+MOST_STEPS = 100_000  # a plan has a row for each evaluation
+
+
 def make_levels(process: Process, steps: int, spacing: Configured[Levels] | None = None) -> Levels:
     """The levels of `steps` steps.
 
     Raises:
-        ValueError: steps < 1, or a spacing that the process does not have.
+        ValueError: steps < 1 or more than MOST_STEPS, or a spacing that the process does not have.
     """
-    check_int("steps", steps)
+    check_int("steps", steps, 1, MOST_STEPS)
     return (spacing or default_spacing(process)).run(process, steps)

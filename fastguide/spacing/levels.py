@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+from fastguide.common.checks import check_number, shown
 from fastguide.process import EDM, Level, Process, data_level
 
 ROUNDING = 0.01  # published lists of sigmas are rounded to 2 or 3 digits
@@ -49,6 +50,7 @@ class Levels:
                     f"{self.points[0]} to {self.points[-1]}"
                 )
             return Levels(self.process, (strength, *below))
+        check_number("strength", strength)
         steps = len(self.points) - 1
         kept = int(steps * strength + 1e-9) if 0.0 < strength <= 1.0 else 0
         if kept == 0:
@@ -116,7 +118,13 @@ def _points(
     name: str, given: Iterable[float], level: Callable[[float], Level]
 ) -> tuple[Level, ...]:
     """The levels of falling values, each named in its error, and the data after them."""
-    values = tuple(float(value) for value in given)
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes)):
+        raise TypeError(f"{name} is {shown(given)}, but it should be falling numbers")
+    values = tuple(given)
+    for i, value in enumerate(values):
+        if not (isinstance(value, float) and value == math.inf):  # pure noise
+            check_number(f"{name}[{i}]", value)
+    values = tuple(map(float, values))
     points: list[Level] = []
     for i, value in enumerate(values):
         if i and not value < values[i - 1]:

@@ -32,6 +32,8 @@ def _visit(process: Process, rising: Iterable[int]) -> Levels:
 @Configured
 def leading(process: Process, steps: int, offset: int = 0) -> Levels:
     """t = i floor(T / N) + offset, i = N-1 ... 0: DDIM's and Stable Diffusion's (offset 1)."""
+    if offset < 0:
+        raise ValueError(f"offset is {offset}, but it should not be negative")
     stride = _timesteps(process, "leading", steps) // steps
     return _visit(process, (i * stride + int(offset) for i in range(steps)))
 
@@ -119,7 +121,7 @@ def _counts(sections: str | float | Sequence[int] | None, steps: int) -> list[in
         parts = [sections] if isinstance(sections, (int, float)) else sections
     try:
         counts = [float(part) for part in parts]
-    except ValueError:
+    except (ValueError, TypeError):
         counts = []
     if not counts or any(count < 0 or not count.is_integer() for count in counts):
         raise ValueError(

@@ -25,7 +25,7 @@ class BlurredQueries:
     sigma: float
 
     def __post_init__(self) -> None:
-        if self.sigma != math.inf:
+        if not (isinstance(self.sigma, float) and self.sigma == math.inf):
             check_number("sigma", self.sigma, 0.0)
 
 

@@ -33,6 +33,7 @@ class Attack:
         count: inputs that `make attack` tries.
         bounded: of those, how many `make test` does: a few seconds; 0 where it cannot.
         seconds: that all of it may take at most; then it hangs.
+        block: how many inputs are made together, from (seed, number of the first).
     """
 
     name: str
@@ -40,7 +41,8 @@ class Attack:
     run: Callable[[int, range], Counter[str]]
     count: int
     bounded: int
-    seconds: float = 600.0
+    seconds: float = 900.0
+    block: int = 1
 
 
 def draw(seed: int, numbers: range) -> Iterator[tuple[int, random.Random]]:

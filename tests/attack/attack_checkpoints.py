@@ -285,6 +285,6 @@ ATTACKS = (
         "A damaged checkpoint is refused as a CheckpointError, within 600 MiB and 20 s",
         attack,
         count=1500,
-        bounded=30,
+        bounded=15,
     ),
 )

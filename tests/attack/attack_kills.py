@@ -1,8 +1,9 @@
-"""Training commands that are killed at any moment, and go on.
+"""Commands that write files and are killed at any moment, and go on.
 
 Half of the kills come at a random time, half right before a random change to a file: its creation,
-its renaming. After each the folder holds no model or a whole one, and the command is run again,
-with more kills, to its end. Then the model is, to the last bit, that of a run that was left alone.
+its renaming. After each the folder holds no model or a whole one (no image or a whole one), and the
+command is run again, with more kills, to its end. Then it has written, to the last bit, what a run
+that was left alone writes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from attack import Attack, Broken, draw
@@ -28,9 +31,13 @@ COMMANDS = {
     "clip": f"{{data}} {{out}} {SMALL} {TOWER} --steps 4 "
     "--dimensions 8 --text-width 16 --text-depth 1 --text-heads 2",
     "sims": "{model} {out} --samples 16 --sample-steps 2 --steps 3 --batch 8",
+    "ema": "{model} {out} --length 0.07",
+    "sample": "{model} --out {out} --seeds 0-19 --steps 2 --batch 8",
 }
-READER = {"train": "load", "classifier": "classifier", "clip": "clip", "sims": "load"}
-CHANGES = 40  # to files in a run, about
+READER = {"classifier": "classifier", "clip": "clip", "sample": "images"}
+READER = {name: READER.get(name, "load") for name in COMMANDS}
+# to files in a run, about
+CHANGES = {"train": 40, "classifier": 30, "clip": 30, "sims": 30, "ema": 8, "sample": 60}
 
 
 def write_images(folder: Path) -> None:
@@ -44,82 +51,90 @@ def write_images(folder: Path) -> None:
 
 
 class Scene:
-    """A folder with data and a model, and for each command what a run that is left alone makes."""
+    """A folder with data and a model, and what a run of the command that is left alone makes."""
 
-    def __init__(self, nursery: Nursery, folder: Path) -> None:
-        self.nursery, self.folder = nursery, folder
+    def __init__(self, nursery: Nursery, folder: Path, name: str) -> None:
+        self.nursery, self.folder, self.name = nursery, folder, name
         write_images(folder / "data")
-        self.wanted: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
-        self.command("train", folder / "model")
-        for name in COMMANDS:
-            out = folder / f"whole-{name}"
-            start = time.perf_counter()
-            self.command(name, out)
-            self.seconds[name] = time.perf_counter() - start
-            self.wanted[name] = self.fingerprint(name, out)
+        if "{model}" in COMMANDS[name]:
+            self.run("train", folder / "model")
+        start = time.perf_counter()
+        self.run(name, folder / "whole")
+        self.seconds = time.perf_counter() - start
+        self.wanted = self.fingerprint(folder / "whole")
 
-    def command(self, name: str, out: Path, limits: Limits | None = None) -> Outcome:
-        """Run the command; anything but its end or the kill that was asked for is an error."""
+    def run(
+        self, name: str, out: Path, limits: Limits | None = None, may_fail: bool = False
+    ) -> Outcome:
+        """Run a command; anything but its end or the kill that was asked for is an error, unless
+        it `may_fail`.
+        """
         places = {"data": self.folder / "data", "model": self.folder / "model", "out": out}
         arguments = [name, *(part.format(**places) for part in COMMANDS[name].split())]
         outcome = self.nursery.call("command", arguments, limits)
-        if outcome.error or outcome.hung or outcome.signal not in (0, signal.SIGKILL):
+        if (
+            (outcome.error and not may_fail)
+            or outcome.hung
+            or outcome.signal not in (0, signal.SIGKILL)
+        ):
             raise Broken(f"{' '.join(arguments)}: {outcome}")
         return outcome
 
-    def fingerprint(self, name: str, out: Path) -> str:
-        """Of the model in `out`; "" where there is none."""
-        if not (out / "model.json").exists():
-            return ""
-        outcome = self.nursery.call("fingerprint", [str(out), READER[name]])
+    def fingerprint(self, out: Path) -> Any:
+        """Of what is in `out`: of a model, or of each image by its name."""
+        outcome = self.nursery.call("fingerprint", [str(out), READER[self.name]])
         if outcome.error or outcome.signal:
-            raise Broken(f"{out} holds a model that cannot be read: {outcome}")
-        return str(outcome.value)
+            raise Broken(f"{out} cannot be read: {outcome}")
+        return outcome.value
+
+    def holds(self, out: Path) -> bool:
+        """Whether all that is in `out` is as the whole run has it."""
+        return set(self.fingerprint(out).items()) <= set(self.wanted.items())
 
 
-def kill(scene: Scene, name: str, out: Path, source: random.Random) -> bool:
+def kill(scene: Scene, out: Path, source: random.Random) -> bool:
     """Run the command and kill it on the way; whether it was."""
     if source.random() < 0.5:
-        limits = Limits(kill_after=source.uniform(0.0, 1.2 * scene.seconds[name]))
+        limits = Limits(kill_after=source.uniform(0.0, 1.2 * scene.seconds))
     else:
-        limits = Limits(kill_before=source.randrange(CHANGES), below=str(out))
-    return scene.command(name, out, limits).signal != 0
+        limits = Limits(kill_before=source.randrange(CHANGES[scene.name]), below=str(out))
+    return scene.run(scene.name, out, limits).signal != 0
 
 
-def attack(seed: int, numbers: range) -> Counter[str]:
-    """Each number is one kill of one command and, with even chance, one more of what goes on."""
+def attack(name: str, seed: int, numbers: range) -> Counter[str]:
+    """Each number is one kill of the command and, with even chance, one more of what goes on."""
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as place, Nursery("victim") as nursery:
-        scene = Scene(nursery, Path(place))
+        scene = Scene(nursery, Path(place), name)
         for number, source in draw(seed, numbers):
-            name = list(COMMANDS)[number % len(COMMANDS)]
             out = scene.folder / str(number)
             killed = 0
             while killed == 0 or source.random() < 0.5:
-                if not kill(scene, name, out, source):
+                if not kill(scene, out, source):
                     break
                 killed += 1
-                if scene.fingerprint(name, out) not in ("", scene.wanted[name]):
-                    raise Broken(f"kill {number} of {name}: another model than that of a whole run")
-            scene.command(name, out)
-            if scene.fingerprint(name, out) != scene.wanted[name]:
-                raise Broken(f"kill {number} of {name}: it went on to other numbers")
+                if not scene.holds(out):
+                    raise Broken(f"kill {number}: it left something else than a whole run does")
+            scene.run(name, out)
+            if scene.fingerprint(out) != scene.wanted:
+                raise Broken(f"kill {number}: it went on to something else")
             left = nursery.call("leftovers", [str(out)]).value
             if left:
-                raise Broken(f"kill {number} of {name}: it leaves {left}")
+                raise Broken(f"kill {number}: it leaves {left}")
             shutil.rmtree(out)
-            outcomes[f"of `{name}` went on to the same bits" if killed else "ended before"] += 1
+            outcomes["went on to the same bits" if killed else "ended before"] += 1
     return outcomes
 
 
-ATTACKS = (
+ATTACKS = tuple(
     Attack(
-        "kills",
-        "A command that was killed leaves no model or a whole one, and goes on to the same bits",
-        attack,
-        count=400,
-        bounded=4,
-        seconds=1500.0,
-    ),
+        f"kills-{name}",
+        f"`fastguide {name}` that was killed leaves nothing or something whole, and goes on to the "
+        "same bits",
+        partial(attack, name),
+        count=120,
+        bounded=1 if name in ("train", "sample") else 0,
+        seconds=900.0,
+    )
+    for name in COMMANDS
 )

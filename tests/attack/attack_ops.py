@@ -1,7 +1,7 @@
 """Raw calls of the ops with wrong arguments: an error, never memory that is not theirs.
 
-With the ordinary build a crash shows; with the sanitized one (scripts/sanitized_build.sh) every
-access outside an array and every overflow of a size does.
+With the ordinary build a crash shows; with the sanitized one (scripts/other_build.sh) every access
+outside an array and every overflow of a size does.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from attack import Attack, Broken
 
 HERE = Path(__file__).parent
+HELPERS = HERE.parent / "helpers"
 SANITIZED = HERE.parent.parent / "build" / "sanitized" / "_C.so"
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=2048",
@@ -31,7 +32,7 @@ def ordinary(seed: int, numbers: range) -> Counter[str]:
 def sanitized(seed: int, numbers: range) -> Counter[str]:
     """Call the sanitized build, which `make attack` makes first."""
     if not SANITIZED.is_file():
-        raise FileNotFoundError(f"{SANITIZED} is missing; scripts/sanitized_build.sh makes it")
+        raise FileNotFoundError(f"{SANITIZED} is missing: scripts/other_build.sh sanitized")
     runtime = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -48,7 +49,7 @@ def _run(seed: int, numbers: range, more: list[str], environment: dict[str, str]
         [*command, str(len(numbers)), *more],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HELPERS), **environment},
     )
     if done.returncode != 0:
         lines = done.stderr.splitlines()
@@ -65,7 +66,7 @@ ATTACKS = (
         "A wrong call of torch.ops.fastguide raises; it does not crash",
         ordinary,
         count=3000,
-        bounded=200,
+        bounded=100,
     ),
     Attack(
         "ops-sanitized",

@@ -36,6 +36,7 @@ class Limits:
         kill_before: the call kills itself before its change of this number (0, 1, ...) to a file
             below `below`.
         below: a folder.
+        file: bytes beyond which no file may grow.
     """
 
     seconds: float = 60.0
@@ -43,6 +44,7 @@ class Limits:
     kill_after: float | None = None
     kill_before: int | None = None
     below: str = ""
+    file: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ def run_child(victim: Any, request: dict[str, Any], limits: Limits, pipe: int) -
         if limits.memory is not None:
             most = held("VmSize") + limits.memory
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        if limits.file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file, limits.file))
         if limits.kill_before is not None:
             kill_before(limits.kill_before, limits.below)
         with open(os.devnull, "w") as null:

@@ -6,7 +6,6 @@ the installed build, or of LIBRARY (build/sanitized/_C.so), and prints what beca
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 from attack import draw
+from built import load
 from torch import Tensor
 
 Arguments = dict[str, Any]
@@ -235,12 +235,7 @@ def main() -> None:
     """See the module."""
     seed, first, count = (int(text) for text in sys.argv[1:4])
     if len(sys.argv) > 4:
-        specification = importlib.util.spec_from_file_location("fastguide._C", sys.argv[4])
-        assert specification is not None
-        assert specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        sys.modules["fastguide._C"] = module
+        load(sys.argv[4])
     torch.set_num_threads(1)
     import fastguide.ops  # noqa: F401 (registers the ops)
 

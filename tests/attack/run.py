@@ -50,8 +50,10 @@ def supervise(attack: Attack, seed: int) -> dict[str, Any]:
         return {**row, "broken": f"it hangs: not done after {attack.seconds:g} s"}
     row["seconds"] = round(time.perf_counter() - start, 1)
     if done.returncode != 0:
-        last = (done.stderr.strip() or "nothing on stderr").splitlines()[-1]
-        return {**row, "broken": f"exit code {done.returncode}: {last}"}
+        told = done.stderr.strip() or "nothing on stderr"
+        _, broken, why = told.rpartition("Broken: ")
+        why = why if broken else told.splitlines()[-1]
+        return {**row, "broken": f"exit code {done.returncode}: {why}"}
     return {**row, "outcomes": json.loads(done.stdout.splitlines()[-1])}
 
 
@@ -89,7 +91,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--number", type=int, help="try this input alone, here")
+    parser.add_argument("--number", type=int, help="try this input again, here")
+    parser.add_argument("--jobs", type=int, default=2, help="attacks at a time")
     parser.add_argument("--here", action="store_true", help="in this process, without a limit")
     given = parser.parse_args()
     for name in given.names:
@@ -100,15 +103,17 @@ def main() -> None:
         for attack in chosen:
             numbers = range(attack.count)
             if given.number is not None:
-                numbers = range(given.number, given.number + 1)
+                first = given.number - given.number % attack.block
+                numbers = range(first, first + attack.block)
             child(attack, given.seed, numbers)
         return
     rows = []
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(given.jobs) as pool:
         for row in pool.map(lambda attack: supervise(attack, given.seed), chosen):
-            print(f"{row['name']} ({row['count']:,}): {describe(row)}", flush=True)
+            seconds = f", {row['seconds']:g} s" if "seconds" in row else ""
+            print(f"{row['name']} ({row['count']:,}{seconds}): {describe(row)}", flush=True)
             rows.append(row)
-    keep([row for row in rows if "broken" not in row], given.seed)
+            keep([row for row in rows if "broken" not in row], given.seed)
     if any("broken" in row for row in rows):
         sys.exit(1)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any
 
 import rich.progress  # noqa: F401 (this and the next: once, not in every child)
 import torch
 import torch._dynamo
+from PIL import Image
 
 import fastguide as fg
 import fastguide.training
@@ -17,6 +19,7 @@ from fastguide.checkpoint import models as checkpoint
 from fastguide.cli import app
 from fastguide.nets import DiT, Encoder, TextImageNet, UNet
 
+SECRET = torch.tensor([255, 0, 0], dtype=torch.uint8).view(3, 1, 1)  # an image outside
 READERS = {"load": fg.load, "classifier": fg.load_classifier, "clip": fg.load_text_image}
 
 
@@ -26,17 +29,40 @@ def command(*arguments: str) -> None:
     app(list(arguments), standalone_mode=False)
 
 
-def fingerprint(folder: str, reader: str) -> str:
-    """SHA-256 of the weights and the description of the model in `folder`."""
+def fingerprint(folder: str, reader: str) -> dict[str, str]:
+    """SHA-256 of the weights and the description of the model in `folder`, or of the pixels of each
+    image; of nothing nothing.
+    """
+    if reader == "images":
+        found = {}
+        for path in sorted(Path(folder).glob("[!.]*")):
+            with Image.open(path) as image:
+                found[path.name] = hashlib.sha256(image.tobytes()).hexdigest()
+        return found
+    if not (Path(folder) / "model.json").exists():
+        return {}
     model = READERS[reader](folder)
     weights = checkpoint.digest(model.net.state_dict())
     about = (model.process, model.prediction, model.shape, model.class_names)
-    return hashlib.sha256(f"{weights} {about}".encode()).hexdigest()
+    return {"model": hashlib.sha256(f"{weights} {about}".encode()).hexdigest()}
 
 
 def leftovers(folder: str) -> list[str]:
     """Temporary files below `folder`."""
     return sorted(str(path) for path in Path(folder).rglob("*.tmp"))
+
+
+def read_data(folder: str) -> int:
+    """Read a data folder; how many images it has."""
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        images = fastguide.training.load_images(folder)
+    if not len(images.pixels) == len(images.labels) > 0:
+        raise RuntimeError(f"{len(images.pixels)} images, {len(images.labels)} labels")
+    if images.pixels.shape[-3:] == (3, 5, 6) and (images.pixels == SECRET).flatten(1).all(1).any():
+        raise RuntimeError("an image of elsewhere was read")
+    return len(images.pixels)
 
 
 def make_checkpoints(place: str) -> None:

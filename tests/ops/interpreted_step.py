@@ -191,6 +191,7 @@ def interpreted_weight_zero_is_off_to_the_bit():
     case = make(1, 2)
     case["weights"][:, :, 2] = 0.0
     alone = {**case, "branches": case["branches"][:1]}
+    case["branches"][1][0], case["branches"][1][1] = torch.nan, -torch.inf
     assert torch.equal(launch(case)[0], launch(alone)[0])
 
 

@@ -257,13 +257,21 @@ def test_without_branches_it_maps_the_slots():
     close(case["state"], want, 2)
 
 
-def test_weight_zero_is_off_to_the_bit():
+@pytest.mark.parametrize("given", [0, 2])
+@pytest.mark.parametrize("factored", [0, 2])
+def test_weight_zero_is_off_to_the_bit_whatever_the_branch_holds(given, factored):
     case = make(1, 2)
     case["weights"][:, :, 2] = 0.0
     alone = {**case, "state": case["state"].clone(), "branches": case["branches"][:1]}
-    ops.step(**case)
+    case["branches"][1][0] = torch.nan
+    case["branches"][1][1] = -torch.inf
+    factor = torch.ones(3, 4, 5, 7) if factored else None
+    more = {"deltas": given, "factored": factored, "factor": factor}
+    want, _ = expected(case, **more)
+    ops.step(**case, **more)
     ops.step(**alone)
     assert torch.equal(case["state"], alone["state"])
+    close(case["state"], want)
 
 
 def test_samples_have_their_own_weights():

@@ -26,6 +26,11 @@ def call(**arguments):
     return fg.sample(MODEL, **{"cond": 0, "steps": 1, **arguments})
 
 
+def model_with(**other):
+    given = {"net": MODEL.net, "process": MODEL.process, "prediction": MODEL.prediction}
+    return fg.Model(**{**given, "shape": MODEL.shape, **other})
+
+
 CASES = [
     # guidance
     (lambda: fg.CFG(HUGE), ValueError, "scale is 1000"),
@@ -65,6 +70,37 @@ CASES = [
     (lambda: sampler(fg.CFG(lambda level: "x")), TypeError, "schedule gives 'x' at Level"),
     (lambda: sampler(fg.CFG(lambda level: HUGE)), ValueError, "schedule gives 1000.*not finite"),
     (lambda: sampler(fg.CFG(2.0, lambda level: None)), TypeError, "schedule gives None"),
+    (lambda: fg.CFG([]), ValueError, "scale is empty"),
+    (lambda: fg.CFG(2.0, channels=99), TypeError, "channels is 99"),
+    (lambda: fg.REG(fg.CFG(2.0), checkpoint="yes"), TypeError, "checkpoint is 'yes'"),
+    (lambda: fg.APG(fg.CFG(2.0), radius=torch.ones(2, 2)), TypeError, "radius is tensor"),
+    (lambda: fg.SEG(2.0, sigma=torch.ones(2, 2)), TypeError, "sigma is tensor"),
+    (lambda: fg.linear(0.0, 1.0, span=3), TypeError, "span is 3"),
+    (lambda: fg.cosine(span=("a", 1)), TypeError, r"span\[0\] is 'a'"),
+    # processes, levels, solvers and spacings
+    (lambda: fg.VP(timesteps="x"), TypeError, "timesteps is 'x'"),
+    (lambda: fg.VP(timesteps=10**9), ValueError, "timesteps is 1000000000"),
+    (lambda: fg.VP(beta_end=None), TypeError, "beta_end is None"),
+    (lambda: fg.VP(zero_terminal_snr="yes"), TypeError, "zero_terminal_snr is 'yes'"),
+    (lambda: fg.EDM(sigma_max=HUGE), ValueError, "sigma_max is 1000"),
+    (lambda: fg.EDM(sigma_min=True), TypeError, "sigma_min is True"),
+    (lambda: fg.Prediction(3), TypeError, "prediction is 3"),
+    (lambda: fg.Prediction("edm", "x"), TypeError, "sigma_data is 'x'"),
+    (lambda: fg.Flow().level("x"), TypeError, "t is 'x'"),
+    (lambda: fg.Levels.from_times(fg.Flow(), 3), TypeError, "times is 3"),
+    (lambda: fg.Levels.from_times(fg.Flow(), ["a"]), TypeError, r"times\[0\] is 'a'"),
+    (lambda: fg.ddim(eta="x"), TypeError, "eta is 'x'"),
+    (lambda: fg.ddim(eta=HUGE), ValueError, "eta is 1000"),
+    (lambda: fg.karras(rho=math.nan), ValueError, "rho is nan"),
+    (lambda: fg.lms(order=2.5), ValueError, r"order is 2\.5"),
+    (lambda: fg.unipc(variant=3), TypeError, "variant is 3"),
+    (lambda: fg.deis(lower_order_final="yes"), TypeError, "lower_order_final is 'yes'"),
+    (lambda: sampler(solver=fg.restart(solver="heun")), TypeError, "solver is 'heun'"),
+    (
+        lambda: sampler(solver=fg.predictor_corrector(predictor="x")),
+        ValueError,
+        "predictor is 'x'",
+    ),
     # models and samplers
     (lambda: sampler(fg.SAG(0.5, mask="global"), FLAT), ValueError, r"guidance holds SAG.*\(8,\)"),
     (lambda: sampler(fg.FDG(2.0, 3.0), FLAT), ValueError, r"guidance holds FDG.*\(8,\)"),
@@ -76,6 +112,10 @@ CASES = [
     (lambda: sampler(solver="ode"), ValueError, "solver is 'ode'"),
     (lambda: sampler(steps=2.0), TypeError, r"steps is 2\.0"),
     (lambda: sampler(steps=0), ValueError, "steps is 0"),
+    (lambda: sampler(steps=HUGE), ValueError, "steps is 1000"),
+    (lambda: sampler(strength="x"), TypeError, "strength is 'x'"),
+    (lambda: sampler(max_captures=0), ValueError, "max_captures is 0"),
+    (lambda: sampler(fallback="yes"), TypeError, "fallback is 'yes'"),
     (lambda: sampler(clamp="1"), TypeError, "clamp is '1'"),
     (lambda: sampler(clamp=(1, "a")), TypeError, r"clamp is \(1, 'a'\)"),
     (lambda: sampler(clamp=0.0), ValueError, r"clamp is 0\.0"),
@@ -86,6 +126,7 @@ CASES = [
     (lambda: sampler(device=0), TypeError, "device is 0"),
     (lambda: sampler(device="cuda:99"), ValueError, "device is 'cuda:99'"),
     (lambda: sampler(device="meta"), ValueError, "device is 'meta'"),
+    (lambda: sampler(device="mps"), ValueError, "device is 'mps'"),
     (lambda: sampler(shape=8), TypeError, "shape is 8"),
     (lambda: sampler(shape=(2, 4.0, 4)), TypeError, r"shape\[1\] is 4\.0"),
     (lambda: sampler(rows="all"), ValueError, "rows is 'all'"),
@@ -97,7 +138,16 @@ CASES = [
     (lambda: fg.Model(MODEL.net, "vp", MODEL.prediction, (1,)), TypeError, "process is 'vp'"),
     (lambda: fg.Model(MODEL.net, MODEL.process, "eps", (1,)), TypeError, "prediction is 'eps'"),
     (lambda: fg.Model(MODEL.net, MODEL.process, MODEL.prediction, 8), TypeError, "shape is 8"),
+    (lambda: fg.load(3), TypeError, "model is 3"),
+    (lambda: model_with(class_names=3), TypeError, "class_names is 3"),
+    (lambda: model_with(variance="yes"), TypeError, "variance is 'yes'"),
+    (lambda: model_with(usual=3), TypeError, "usual is 3"),
+    (lambda: model_with(shape=(True,)), TypeError, r"shape\[0\] is True"),
     # calls
+    (lambda: call(callback=3), TypeError, "callback is 3"),
+    (lambda: call(check="yes"), TypeError, "check is 'yes'"),
+    (lambda: call(step_noise=3.0), TypeError, r"step_noise is 3\.0"),
+    (lambda: fg.noise([1], 8.5), TypeError, r"shape is 8\.5"),
     (lambda: call(seeds=torch.tensor([3, -1])), ValueError, "seeds has -1"),
     (lambda: call(seeds=[]), ValueError, "seeds is empty"),
     (lambda: call(seeds=torch.tensor([], dtype=torch.int64)), ValueError, "seeds is empty"),

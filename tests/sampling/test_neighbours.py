@@ -7,6 +7,7 @@ network of layers is a small DiT, whose matrix products round differently by the
 import exact
 import pytest
 import torch
+from methods import LAYERED, PLAIN, energy
 from test_others import weak_dit
 from test_perturbation import dit, model_of
 
@@ -18,50 +19,6 @@ LABELS = [0, 1, 1, 0]
 SCALES = torch.tensor([1.0, 3.0, 1.7, 0.4])  # the first is off
 WEIGHTS = SCALES - 1.0
 CLOSE = 1e-5
-
-
-def energy(x, t):
-    return x.square().flatten(1).sum(1)
-
-
-def classifier(x, t):
-    return torch.stack([x.flatten(1).sum(1), x.flatten(1).square().sum(1)], 1)
-
-
-LAYERED = {
-    "pag": lambda s: fg.PAG(s),
-    "pag of negative": lambda s: fg.PAG(s, of="negative"),
-    "seg": lambda s: fg.SEG(s),
-    "seg, blurred": lambda s: fg.SEG(s, sigma=1.5),
-    "slg": lambda s: fg.SLG(s),
-    "stg": lambda s: fg.STG(s, mode="attention"),
-    "tpg": lambda s: fg.TPG(s),
-    "sag": lambda s: fg.SAG(s),
-    "sag, random": lambda s: fg.SAG(s, mask="random"),
-    "tsg": lambda s: fg.TSG(1.0 + s),
-    "nag": lambda s: fg.NAG(1.0 + s),
-    "autoguidance": lambda s: fg.AutoGuidance(model_of(weak_dit()), 1.0 + s),
-    "sims": lambda s: fg.SIMS(model_of(weak_dit()), s),
-    "icg": lambda s: fg.ICG(1.0 + s),
-}
-PLAIN = {
-    "cfg": lambda s: fg.CFG(1.0 + s),
-    "held": lambda s: fg.CFG(1.0 + s, every=3),
-    "interval": lambda s: fg.CFG(1.0 + s, fg.interval(0.3, 3.0)),
-    "fdg": lambda s: fg.FDG(1.0 + s, 1.0 + 2 * s),
-    "rescale": lambda s: fg.CFG(1.0 + s).rescale(0.7),
-    "rescale, denoised": lambda s: (fg.CFG(1.0 + s) + fg.ICG(1.0 + s)).rescale(1.0, "denoised"),
-    "apg": lambda s: fg.APG(fg.CFG(1.0 + s), radius=2.0, momentum=-0.5),
-    "zero star": lambda s: fg.CFGZeroStar(fg.CFG(1.0 + s)),
-    "tcfg": lambda s: fg.TCFG(fg.CFG(1.0 + s)),
-    "mambo": lambda s: fg.MAMBO(fg.CFG(1.0 + s)),
-    "adaptive": lambda s: fg.Adaptive(fg.CFG(1.0 + s), 0.5),
-    "reg": lambda s: fg.REG(fg.CFG(1.0 + s)),
-    "reg, chain": lambda s: fg.REG(fg.CFG(1.0 + s), "chain"),
-    "energy": lambda s: fg.EnergyGuidance(energy, 0.05 * s),
-    "energy of the image": lambda s: fg.EnergyGuidance(energy, 0.05 * s, "denoised", every=2),
-    "classifier": lambda s: fg.ClassifierGuidance(classifier, 0.05 * s),
-}
 
 
 def difference(model, make, batch, **run):
@@ -174,6 +131,36 @@ def test_an_energy_that_is_not_finite_where_it_is_off(of):
     got = fg.sample(flow, guidance=fg.EnergyGuidance(broken, weights, of), steps=3, seeds=[1, 2])
     want = fg.sample(flow, steps=3, seeds=[1, 2])
     torch.testing.assert_close(got[0], want[0], rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.parametrize(
+    "modifier",
+    [
+        lambda g: g,
+        lambda g: fg.APG(g, radius=2.0, momentum=-0.5),
+        lambda g: fg.CFGZeroStar(g).rescale(0.7),
+        lambda g: fg.Adaptive(g, 0.2),
+    ],
+)
+def test_another_network_that_is_not_finite_where_it_is_off(modifier):
+    """A weight of 0 is off, whatever the network predicts for that sample."""
+
+    def model_with(factor):
+        def net(x, t, cond):
+            return factor[: len(x)].view(-1, 1, 1, 1) * x / (1 + t.view(-1, 1, 1, 1))
+
+        return fg.Model(net, fg.Flow(), fg.Prediction("flow"), (1, 2, 2))
+
+    model, scales = model_with(-torch.ones(2)), torch.tensor([1.0, 2.0])
+    run = {"steps": 4, "seeds": [1, 2]}
+
+    def led(factor):
+        guidance = modifier(fg.AutoGuidance(model_with(torch.tensor(factor)), scales))
+        return fg.sample(model, guidance=guidance, **run)
+
+    got = led([torch.nan, -0.5])
+    assert torch.equal(got[0], fg.sample(model, **run)[0])
+    assert torch.equal(got[1], led([1.0, -0.5])[1])
 
 
 @pytest.mark.parametrize("name", ["ddim_cfgpp", "euler_ancestral_cfgpp", "dpmpp_2m_cfgpp"])

@@ -285,6 +285,41 @@ def test_a_forked_child_has_a_packer_of_its_own():
     sampler.close()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_a_parent_waits_for_fails_in_a_forked_child():
+    """There nobody would resolve it, whether it waits or runs; and the parent's is not touched."""
+    torch.set_num_threads(1)
+    running, free = threading.Event(), threading.Event()
+
+    def hold(inner, x, t, cond):
+        running.set()
+        free.wait(60)
+        return inner(x, t, cond)
+
+    sampler = sampler_of(hold, max_batch=1)
+    futures = [sampler.submit(0, seed) for seed in range(2)]
+    assert running.wait(60)
+    called = []
+    futures[0].add_done_callback(called.append)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        errors = {str(one.exception(10)) for one in futures}
+        done, _ = wait(futures, 10)
+        os.write(writing, repr((errors, len(done), len(called))).encode())
+        os._exit(0)
+    os.close(writing)
+    message = f"the request was made in process {os.getpid()}, which alone knows its result"
+    with os.fdopen(reading, "rb") as pipe:
+        told = pipe.read().decode()
+    os.waitpid(child, 0)
+    assert message in told
+    assert told.endswith("2, 0)"), told
+    free.set()
+    assert all(one.result(60).isfinite().all() for one in futures)
+    sampler.close()
+
+
 def test_a_lock_that_was_held_at_a_fork_is_free_in_the_child():
     from fastguide.common.locks import ProcessLock
 

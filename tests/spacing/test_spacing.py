@@ -324,7 +324,7 @@ def test_given_times(process):
         (lambda: Levels.from_times(SD, [9, 10]), r"times\[1\] is 10.0, but it should be below"),
         (lambda: Levels.from_times(SD, [1000, 9]), r"times\[0\] is 1000.0: t .* \[0, 999\]"),
         (lambda: Levels.from_times(SD, [9, -1]), r"times\[1\] is -1.0: "),
-        (lambda: Levels.from_times(SD, [math.nan]), r"times\[0\] is nan: "),
+        (lambda: Levels.from_times(SD, [math.nan]), r"times\[0\] is nan, but"),
         (lambda: Levels.from_times(fg.EDM(), [math.inf, 1]), r"times\[0\] is inf: "),
         (lambda: Levels.from_times(fg.Flow(), [0.0]), r"times is \(0.0,\), but a run needs"),
         (lambda: Levels.from_times(fg.Flow(), []), r"times is \(\), but a run needs"),
