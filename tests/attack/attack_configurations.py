@@ -108,21 +108,30 @@ def refuse_one(given: tuple[Configuration, Any]) -> str:
     else:
         kind, name, value = case
         where = f"{made}: {kind} {name}={value!r:.60}"
-        try:
-            made.sampler()
-        except (ValueError, TypeError):
-            return "of a run that is refused anyway"
         make = partial(spoiled, made, **{kind: {name: value}})
     try:
         make()
     except Exception as error:
         why = clear(error)
         if not why and not any(word in str(error) for word in (name, *ALSO.get(name, ()))):
+            if not isinstance(case, Wrong) and refused(made):
+                return "of a run that is refused anyway"
             why = f"it does not name {name}"
         if why:
             raise Broken(f"{where}: {type(error).__name__}: {error}: {why}") from error
         return f"a {type(error).__name__} that names it"
     raise Broken(f"{where}: taken without an error")
+
+
+def refused(made: Configuration) -> bool:
+    """Whether the configuration is refused as it is."""
+    try:
+        made.sampler()(**made.call())
+    except (ValueError, TypeError):
+        return True
+    except fg.NonFiniteError:
+        pass
+    return False
 
 
 def spoiled(
