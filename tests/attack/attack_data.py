@@ -174,7 +174,9 @@ def gone(folder: Path, source: random.Random) -> None:
 
 def loop(folder: Path, source: random.Random) -> None:
     """A folder links to itself or out."""
-    (folder / "more").symlink_to(source.choice((str(folder), "..", "more", "/", "../secret")))
+    link = folder / f"more{len(list(folder.iterdir()))}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(source.choice((str(folder), "..", link.name, "/", "../secret")))
 
 
 MUTATIONS: list[Callable[[Path, random.Random], None]] = [
