@@ -2,8 +2,10 @@
 hardware.
 """
 
+from typing import Any
+
 from fastguide import guidance, solvers, spacing
-from fastguide.adapters.diffusers import accelerate, from_diffusers, guide
+from fastguide.adapters.diffusers import accelerate, family, from_diffusers, from_guider, guide
 from fastguide.assets import load
 from fastguide.checkpoint.judges import Classifier, TextImage, load_classifier, load_text_image
 from fastguide.checkpoint.models import CheckpointError, save
@@ -22,6 +24,16 @@ from fastguide.serving.pool import Pool
 from fastguide.solvers import *  # noqa: F403
 from fastguide.spacing import *  # noqa: F403
 from fastguide.staging.modules import ByModules
+
+
+def __getattr__(name: str) -> Any:
+    """`Guider`, whose class is one of diffusers', which is loaded when it is asked for."""
+    if name == "Guider":
+        from fastguide.adapters.diffusers.guider import Guider
+
+        return Guider
+    raise AttributeError(f"module 'fastguide' has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 
@@ -43,7 +55,9 @@ __all__ = [
     "Sampler",
     "TextImage",
     "accelerate",
+    "family",
     "from_diffusers",
+    "from_guider",
     "grey",
     "guide",
     "images",

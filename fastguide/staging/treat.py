@@ -248,7 +248,7 @@ def _mixed(
     if not isinstance(how, BlurredQueries):
         return call.plain()
     image, count = call.q[:, :, start:stop], call.q.shape[2]
-    if not math.isinf(how.sigma):
+    if not how.flat:
         image = blurred(image, how.sigma, grid)
         q = torch.cat([call.q[:, :, :start], image, call.q[:, :, stop:]], 2)
         return replace(call, q=q).plain()
@@ -275,24 +275,18 @@ def _grouped(call: Attention, v: Tensor) -> Tensor:
     )
 
 
-def blurred(q: Tensor, sigma: float, grid: Callable[[int], Grid]) -> Tensor:
+def blurred(q: Tensor, sigma: float | tuple[float, ...], grid: Callable[[int], Grid]) -> Tensor:
     """Queries `[rows, heads, N, d]` blurred on their grid."""
     tokens = q.transpose(1, 2).flatten(2)
-    return (
-        ops.blur(tokens, sigma, _plane(grid, q.shape[2]))
-        .unflatten(-1, (q.shape[1], -1))
-        .transpose(1, 2)
-    )
+    out = ops.blur(tokens, sigma, _fitting(sigma, grid(q.shape[2])))
+    return out.unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
 
 
-def _plane(grid: Callable[[int], Grid], tokens: int) -> tuple[int, int]:
-    found = grid(tokens)
-    if len(found) > 2:
-        raise ValueError(
-            f"sigma is finite, but the {tokens} tokens lie on {found}: queries are blurred on two "
-            "axes or fewer; sigma=inf works on any"
-        )
-    return (1, found[0]) if len(found) == 1 else (found[0], found[1])
+def _fitting(sigma: float | tuple[float, ...], grid: Grid) -> Grid:
+    """The grid, where it has the axes that sigma is of."""
+    if isinstance(sigma, tuple) and len(sigma) != len(grid):
+        raise ValueError(f"sigma is {sigma}, of {len(sigma)} axes, but the tokens lie on {grid}")
+    return grid
 
 
 def _weighed(
@@ -313,11 +307,11 @@ def _weighed(
         block.masked_fill_(others, -math.inf)
     elif isinstance(how, BlurredQueries):
         image = scores[..., start:stop, :]
-        if math.isinf(how.sigma):
+        if how.flat:
             image = image.mean(-2, keepdim=True).expand_as(image)
         else:
             flat = image.flatten(0, -3) if image.ndim > 3 else image
-            plane = _plane(grid, stop - start)
-            image = ops.blur(flat, how.sigma, plane).view_as(image)
+            lie = _fitting(how.sigma, grid(stop - start))
+            image = ops.blur(flat, how.sigma, lie).view_as(image)
         scores = torch.cat([scores[..., :start, :], image, scores[..., stop:, :]], -2)
     return softmax(scores)

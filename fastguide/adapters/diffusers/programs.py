@@ -13,7 +13,7 @@ from torch import Tensor
 from fastguide.engine.passes import Conditions, Passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import Plan
-from fastguide.engine.predict import Predict
+from fastguide.engine.predict import Predict, Times
 from fastguide.engine.program import Program
 from fastguide.engine.rows import Context, bind, run_program
 from fastguide.guidance.base import Branch
@@ -90,8 +90,9 @@ class Stepwise(Predict):
         dtype: torch.dtype,
         outputs: int,
         compiled: Compiled | None,
+        times: Times | None = None,
     ) -> None:
-        super().__init__(plan, passes, conditions, seeds, dtype, outputs)
+        super().__init__(plan, passes, conditions, seeds, dtype, outputs, times)
         self.compiled = compiled
         self.given: Mapping[Branch, Tensor] | None = None  # predictions that are there already
         self.check: Callable[[], None] | None = None  # before the network runs for others

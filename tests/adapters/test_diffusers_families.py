@@ -1,0 +1,140 @@
+"""Pipelines of the families without hand-written stages: their own CFG, their conventions, and
+guidance beside it.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fastguide as fg
+
+diffusers = pytest.importorskip("diffusers")
+
+from family_pipelines import PIPELINES, result  # noqa: E402
+from test_families import by_hand  # noqa: E402
+
+LIMIT = 1e-4
+
+
+def built(name):
+    try:
+        return PIPELINES[name]()
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+def error(got, want):
+    return ((got - want).abs().max() / want.abs().max()).item()
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_pipelines_own(name):
+    """Called as it is, and by our name for the same scale; and a scale of 1 is no guidance."""
+    pipe, call = built(name)
+    want, about = result(pipe, call), fg.family(pipe)
+    assert error(result(fg.guide(pipe), call), want) <= LIMIT
+    lacks = 1.0 if about.formula == "c + s (c - u)" else 0.0
+    told = call.pop(about.argument)
+    if name != "wan 2.2":
+        ours = fg.CFG(told + lacks)
+        assert error(result(fg.guide(pipe, ours), call), want) <= LIMIT
+    off = result(pipe, {**call, about.argument: 1.0 - lacks})
+    assert error(off, want) > 1e-3
+    assert error(result(fg.guide(pipe, fg.CFG(1.0)), call), off) <= LIMIT
+
+
+HABITS = {
+    "lumina2": ({"cfg_normalization": False}, {"cfg_trunc_ratio": 0.5}),
+    "z-image": ({"cfg_normalization": 1.05}, {"cfg_truncation": 0.4}),
+    "wan 2.2": ({"guidance_scale_2": 7.0}, {"guidance_scale_2": None}),
+}
+
+
+@pytest.mark.parametrize(("name", "change"), [(n, c) for n, both in HABITS.items() for c in both])
+def test_habits(name, change):
+    """What a pipeline does beside its scale; each changes its image."""
+    pipe, call = built(name)
+    want = result(pipe, {**call, **change})
+    assert error(result(pipe, call), want) > 1e-3
+    assert error(result(fg.guide(pipe), {**call, **change}), want) <= LIMIT
+
+
+@pytest.mark.parametrize("name", ["qwen-image", "lumina2"])
+def test_no_habits(name):
+    """The norm can be left out, and another take its place."""
+    pipe, call = built(name)
+    scale = call.pop(fg.family(pipe).argument)
+    own = result(fg.guide(pipe, fg.CFG(scale)), call)
+    plain = result(fg.guide(pipe, fg.CFG(scale), habits=False), call)
+    other = result(fg.guide(pipe, fg.CFGNorm(fg.CFG(scale), None)), call)
+    assert min(error(own, plain), error(own, other), error(other, plain)) > 1e-3
+    again = fg.CFGNorm(fg.CFG(scale), -1, grows=True)
+    assert error(result(fg.guide(pipe, again, habits=False), call), own) <= 1e-6
+
+
+def test_conventions():
+    """`CFG(4)` means the same whatever the pipeline's own scale means."""
+    pipe, call = built("z-image")
+    assert fg.family(pipe).default == 6.0
+    got = result(fg.guide(pipe, fg.CFG(4.0)), {**call, "guidance_scale": 3.0})
+    assert error(got, result(pipe, {**call, "guidance_scale": 3.0})) <= LIMIT
+    with pytest.raises(ValueError, match=r"guidance_scale is 4.0 in the call \(a CFG of 1.0 more"):
+        result(fg.guide(pipe, fg.CFG(4.0)), {**call, "guidance_scale": 4.0})
+
+
+PAG = {
+    "wan": ("blocks.1", (3, 2, 4), "first"),
+    "auraflow": ("joint_transformer_blocks.1", (4, 6), "last"),
+    "z-image": ("layers.1", (4, 6), "first"),
+    "hunyuan video": ("transformer_blocks.1", (3, 2, 4), "first"),
+}
+
+
+@pytest.mark.parametrize("name", PAG)
+def test_a_perturbation_beside_it(name):
+    """`c + w / s (c - p)` in the place of c, by hand in the pipeline's own network."""
+    pipe, call = built(name)
+    about = fg.family(pipe)
+    scale = call[about.argument] + (1.0 if about.formula == "c + s (c - u)" else 0.0)
+    layer, grid, image = PAG[name]
+    net, weight = pipe.transformer, 2.0
+    other = by_hand(SimpleNamespace(net=net), "identity", [layer], grid, image).net
+    forward, calls = net.forward, []
+
+    def led(*args, **kwargs):
+        """In the rows of the positive condition alone."""
+        out, perturbed = forward(*args, **kwargs)[0], other(*args, **kwargs)[0]
+        calls.append(0)
+        rows, positive = len(out), range(len(out))
+        if about.negative == "apart":
+            positive = positive if len(calls) % 2 else ()
+        elif rows > 2:
+            positive = range(rows // 2) if name == "z-image" else range(rows // 2, rows)
+        new = [
+            c + weight / scale * (c - p) if i in positive else c
+            for i, (c, p) in enumerate(zip(out, perturbed, strict=True))
+        ]
+        return (new if isinstance(out, list) else torch.stack(new),)
+
+    net.forward = led
+    want = result(pipe, call)
+    net.forward = forward
+    plain = result(pipe, call)
+    got = result(fg.guide(pipe, fg.PAG(weight, layers=layer)), call)
+    assert error(plain, want) > 1e-3
+    assert error(got, want) <= LIMIT
+
+
+def test_family():
+    """What it says: conventions, layers that can be named, and recommendations that are there."""
+    pipe, _ = built("wan 2.2")
+    about = fg.family(pipe)
+    assert (about.default, about.negative, about.second) == (5.0, "apart", "transformer_2")
+    assert about.layers == tuple(f"blocks.{i}" for i in range(4))
+    assert about.middle == ("blocks.2",)
+    assert about.recommended == ()
+    with pytest.raises(ValueError, match="pipe is a str"):
+        fg.family("wan")
