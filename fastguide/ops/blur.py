@@ -91,8 +91,8 @@ def _check(x: Tensor, sigma: Sigma, grid: Sequence[int], kernel_size: int | None
         )
     if not 1 <= len(grid) <= 3 or min(grid) < 1 or math.prod(grid) != x.shape[1]:
         raise ValueError(
-            f"grid is {tuple(grid)}, but it should be (height, width), (length,) or (frames, "
-            f"height, width) of the {x.shape[1]} tokens of x of shape {tuple(x.shape)}"
+            f"grid is {tuple(grid)}, but it should be (height, width) of the {x.shape[1]} tokens "
+            f"of x of shape {tuple(x.shape)}, or their (length,), or (frames, height, width)"
         )
     if isinstance(sigma, Tensor):
         if (

@@ -134,7 +134,7 @@ def hidream():
         text_emb_dim=12,
         num_routed_experts=2,
         num_activated_experts=1,
-        axes_dims_rope=(8, 8),
+        axes_dims_rope=(4, 6, 6),
         max_resolution=(16, 16),
         llama_layers=[0, 1],
         force_inference_output=True,

@@ -383,9 +383,10 @@ class Run:
         prepare = (lambda cond: cond) if "random" in self.names else self.net.prepare
         if isinstance(fixed, tuple):
             positive, negative = fixed
+            known = self._halves[1]  # of earlier steps, where the pipeline leaves it out
             self._halves = (
                 None if positive is None else prepare(positive),
-                None if negative is None else prepare(negative),
+                known if negative is None else prepare(negative),
             )
         else:
             self._halves = self._whole(None if fixed is None else prepare(fixed))
