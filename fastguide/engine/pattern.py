@@ -31,6 +31,7 @@ class Nag:
     layers: tuple[str, ...]
     tau: float
     alpha: float
+    shared: bool = False
 
 
 @hash_once
@@ -283,6 +284,6 @@ def _nags(
     if not inside:
         return [None] * len(levels), torch.ones(len(levels), 1, dtype=torch.float64, device="cpu")
     one = inside[0]
-    nag = Nag(choose(one.layers), one.tau, one.alpha)
+    nag = Nag(choose(one.layers), one.tau, one.alpha, one.shared)
     weights = one.term.weights(levels).expand(len(levels), batch or 1)
     return [nag if bool(w.any()) else None for w in weights], 1.0 + weights

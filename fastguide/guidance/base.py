@@ -210,13 +210,14 @@ class Term:
 @dataclass(frozen=True, eq=False)
 class Inside:
     """NAG inside the attention of the positive rows and their perturbed copies; `term` has its
-    scale.
+    scale. Where queries are `shared` the negative's are the positive's.
     """
 
     term: Term
     tau: float
     alpha: float
     layers: Layers
+    shared: bool = False
 
 
 @dataclass(frozen=True)

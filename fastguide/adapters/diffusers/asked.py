@@ -38,7 +38,7 @@ class Asked:
 
     def __init__(self, guidance: Guidance, prediction: Prediction) -> None:
         self.guidance, self.prediction = guidance, prediction
-        self.process: Process = Flow() if prediction.kind == "flow" else VP("scaled_linear")
+        self.process: Process = Flow() if prediction.name == "flow" else VP("scaled_linear")
         terms = (*guidance.terms(), *(one.term for one in guidance.inside()))
         bad = [t for t in terms if t.branch.net is not None or t.branch.potential is not None]
         if bad or any(t.branch.cond == "random" or t.branch.degraded for t in terms):
@@ -47,26 +47,29 @@ class Asked:
                 "random conditions nor second inputs"
             )
         self.needs_negative = any(t.branch.cond == "negative" for t in terms)
-        self.times: list[float] = []  # of the steps so far
+        self.times: dict[int, float] = {}  # of the steps so far
         self.kept: Kept | None = None
         self.nets: dict[int, tuple[nn.Module, Whole]] = {}
 
     def step(self, number: int, count: int, time: float, on: bool) -> Step:
-        """Step `number` of `count`, at the scheduler's `time`."""
-        if number == 0:
-            self.times, self.kept = [], None
-        self.times = [*self.times[:number], time]
-        if len(self.times) != number + 1:
-            raise ValueError(f"step is {number}, but the steps before it were not told")
+        """Step `number` of `count`, at the scheduler's `time`; the first of a run where it is no
+        later than the last.
+        """
+        if number <= max(self.times, default=number):
+            self.times, self.kept = {}, None
+        self.times[number] = time
         return Step(self, number, count, on)
 
     def levels(self, count: int) -> Levels:
         """Of all steps: those so far, and for the others any of falling noise."""
+        known, most = dict(self.times), 1000.0 if isinstance(self.process, Flow) else 999.0
+        first, last = min(known), max(known)
+        for number in range(first):  # another guider's
+            known[number] = most - (most - known[first]) * number / first
+        for number in range(last + 1, count):
+            known[number] = known[last] * (count - number) / (count - last)
         scale = 1000.0 if isinstance(self.process, Flow) else 1.0
-        found = [self._level(time / scale) for time in self.times]
-        last = self.times[-1] / scale
-        left = count - len(found)
-        found += [self._level(last * (left - i) / (left + 1)) for i in range(left)]
+        found = [self._level(known[number] / scale) for number in range(count)]
         return Levels(self.process, (*found, data_level()))
 
     def _level(self, time: float) -> Level:
@@ -98,11 +101,13 @@ class Step:
         self.asked, self.number, self.count = asked, number, count
         self.guidance = asked.guidance if on else None
         self.calls: list[_Called] = []
-        pattern = self._plan(_any_layers).rows[1 + number].pattern
+        plan = self._plan(_any_layers)
+        pattern, weights = plan.rows[1 + number].pattern, plan.weights[1 + number, :, :2]
         assert pattern is not None
-        self.alone = all(branch == POSITIVE for branch in pattern.branches) and not pattern.nag
+        alone = pattern.branches == (POSITIVE,) and pattern.nag is None
+        self.alone = alone and bool((weights == 1.0).all())  # it may be set to 0
         needs = pattern.nag is not None
-        self.needs_negative = needs or any(b.cond == "negative" for b in pattern.branches)
+        self.needs_negative = needs or any(b.cond == "negative" for b in pattern.computed)
         self.plain = not pattern.nag and all(b.how is None for b in pattern.computed)
 
     def _plan(self, choose: Callable[[Layers], tuple[str, ...]], device: Any = "cpu") -> Plan:

@@ -58,7 +58,7 @@ class Guider(BaseGuidance):  # type: ignore[misc]
 
     @property
     def num_conditions(self) -> int:
-        """2 where negative rows are needed: at this step; before the first, at any."""
+        """2 where negative rows are needed: at this step; outside of one, at any."""
         if not self._enabled:
             return 1
         needed = self._asked.needs_negative if self._now is None else self._now.needs_negative
@@ -96,7 +96,6 @@ class Guider(BaseGuidance):  # type: ignore[misc]
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> GuiderOutput:
         """What the last call returned, which is guided already."""
-        if self._step == (self._num_inference_steps or 0) - 1:
-            self._now = None  # a later run's encoders ask anew
+        self._now = None  # a later run's encoders ask whether negative rows are needed at all
         guided = pred_cond if pred_uncond is None else pred_uncond
         return GuiderOutput(pred=guided, pred_cond=pred_cond, pred_uncond=None)

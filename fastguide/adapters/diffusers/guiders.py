@@ -34,10 +34,11 @@ class Steps:
 
 def from_guider(guider: Any) -> Guidance:
     """See `fastguide.adapters.diffusers.from_guider`."""
-    kind, config = type(guider).__name__, guider.config
+    kind = type(guider).__name__
     make = _MADE.get(kind)
     if make is None:
         raise ValueError(f"guider is a {kind}, but it should be one of {', '.join(sorted(_MADE))}")
+    config = guider.config
     if not getattr(guider, "_enabled", True):
         return CFG(1.0)
     found = make(config)

@@ -84,7 +84,10 @@ class Run:
         self.inner, self.scheduler, self.settings = inner, scheduler, settings
         self.guidance, self.cache = settings.guidance, cache
         self.meaning = meaning_of(scheduler)
-        self._enter(cache.entry(inner, self.meaning.time_scale, settings.family.whole))
+        inside = () if self.guidance is None else self.guidance.inside()
+        shared = "NAG with shared queries" if any(one.shared for one in inside) else None
+        self.why_whole = settings.family.whole or shared
+        self._enter(cache.entry(inner, self.meaning.time_scale, self.why_whole))
         model = self.model
         self.names = named_conditions(model, self.guidance)
         if "target" in self.names and not isinstance(self.net.null, int):
@@ -206,7 +209,7 @@ class Run:
 
     def switch(self, why_whole: str | None) -> None:
         """Go on with the network as it is now, or as one for the reason `why_whole`."""
-        why = why_whole or self.settings.family.whole
+        why = why_whole or self.why_whole
         self._enter(self.cache.entry(self.inner, self.meaning.time_scale, why))
         if self.planned is not None:
             self._plan_anew()
