@@ -83,8 +83,8 @@ def bind(
     if "null" in names or model.negative:
         null = _batched("null", None, model, batch, device)
     if not model.negative:
-        found = {"cond": positive, "negative": other}
-        return {**found, "null": null} if "null" in names else found  # type: ignore[return-value]
+        found: dict[Condition, Any] = {"cond": positive, "negative": other}
+        return {**found, "null": null} if "null" in names else found
     beside = other if "head" in names else null
     return {"cond": (positive, beside), "negative": (other, null), "null": (null, null)}
 

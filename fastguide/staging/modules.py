@@ -227,5 +227,5 @@ def _shape(leaf: Any) -> Hashable:
     if isinstance(leaf, Ragged):
         return _shape(longest(leaf).unsqueeze(0))
     if not isinstance(leaf, Tensor):
-        return type(leaf)
+        return type(leaf).__name__
     return (tuple(leaf.shape[1:]), leaf.dtype, leaf.device)

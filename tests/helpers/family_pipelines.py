@@ -136,7 +136,7 @@ def hidream():
         num_activated_experts=1,
         axes_dims_rope=(4, 6, 6),
         max_resolution=(16, 16),
-        llama_layers=[0, 1],
+        llama_layers=[0, 1, 1, 0],
         force_inference_output=True,
     )
     found = {}

@@ -179,7 +179,8 @@ class Step:
         row = 1 + self.number
         at, pattern = plan.at(row), plan.rows[row].pattern
         assert pattern is not None
-        fixed = {"cond": _cond(positive), "negative": None if negative is None else _cond(negative)}
+        fixed: dict[Any, Any] = {"cond": _cond(positive)}
+        fixed["negative"] = None if negative is None else _cond(negative)
         conditions = Conditions({None: fixed})
         mode = "batched" if conditions.joinable else "sequential"
         passes = {pattern: make_passes(pattern, {None: net}, mode)}  # type: ignore[arg-type]

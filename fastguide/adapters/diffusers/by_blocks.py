@@ -44,7 +44,7 @@ class ByBlocks(Whole):
 
     def grid(self, tokens: int, sample: tuple[int, ...]) -> tuple[int, ...]:
         """How an image's tokens lie; of packed latents `(N, C)` by what the pipeline says of them
-        (`img_shapes`, `img_ids`, or frames, height and width).
+        (`img_shapes`, `img_ids`, `position_ids`, or frames, height and width).
         """
         if len(sample) != 2:
             return grid_of(tokens, sample)
@@ -57,6 +57,9 @@ class ByBlocks(Whole):
         elif isinstance(told.get("img_ids"), Tensor):
             ids = told["img_ids"].reshape(-1, told["img_ids"].shape[-1])[:tokens]
             frames, (height, width) = 1, (int(side) + 1 for side in ids[-1][1:3].tolist())
+        elif isinstance(told.get("position_ids"), Tensor) and told["position_ids"].ndim == 2:
+            last = told["position_ids"][-1]  # of text and image, the image's last
+            frames, (height, width) = 1, (int(side) + 1 for side in last[1:3].tolist())
         else:
             frames, height, width = 0, 0, 0
         if frames * height * width != tokens:

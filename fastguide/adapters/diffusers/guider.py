@@ -21,7 +21,7 @@ from fastguide.guidance.described import described, guidance_of
 from fastguide.process import Prediction
 
 
-class Guider(BaseGuidance):  # type: ignore[misc]
+class Guider(BaseGuidance):
     """Guides with `guidance`: `pipe.update_components(guider=fg.Guider(fg.CFG(5.0)))`.
 
     Args:
@@ -31,7 +31,7 @@ class Guider(BaseGuidance):  # type: ignore[misc]
             "scaled_linear" noise. Schedules and norms of the denoised image read it.
     """
 
-    _input_predictions = ["pred_cond", "pred_uncond"]  # noqa: RUF012
+    _input_predictions: Any = ["pred_cond", "pred_uncond"]  # noqa: RUF012
 
     @register_to_config
     def __init__(

@@ -96,7 +96,7 @@ def _layers(config: Any, prefix: str) -> list[Any]:
     if told is not None:
         return [told] if isinstance(told, int) else list(told)
     names = ("skip_layer_config", "perturbed_guidance_config", "seg_guidance_config")
-    told = next(found for name in names if (found := config.get(name)) is not None)
+    told = next(config[name] for name in names if config.get(name) is not None)
     found: list[Any] = []
     for one in told if isinstance(told, (list, tuple)) else [told]:
         data = one if isinstance(one, dict) else vars(one)

@@ -175,8 +175,8 @@ class Run:
         if shape != self._zeros[0]:
             made = (shape[0], shape[1] * self.net.outputs, *shape[2:])
             zeros = call.x.new_zeros(()).expand(made)
-            whole = isinstance(self.net, Whole)
-            self._zeros = shape, self.net.as_returned(zeros) if whole else zeros
+            net = self.net
+            self._zeros = shape, net.as_returned(zeros) if isinstance(net, Whole) else zeros
         return self._zeros[1]
 
     def _own(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call) -> Tensor | None:
@@ -471,8 +471,8 @@ class Run:
         if self._positive is not None:  # and no negative, which the pipeline leaves out at times
             (first, own), self._positive = self._positive, None
             given = None if own is None else {POSITIVE: own}
-            batch, varying = first.x.shape[0], (first.varying, {})
-            self._combine(first.x, batch, (first.fixed, None), varying, given)
+            varying: tuple[Any, Any] = (first.varying, {})
+            self._combine(first.x, first.x.shape[0], (first.fixed, None), varying, given)
         if self.planned is None:
             raise RuntimeError("the pipeline's scheduler took a step before its network was asked")
         plan, alphas = self.planned.plan, self.planned.alphas

@@ -16,7 +16,7 @@ from fastguide.staging.conditions import Fixed, Ragged
 TIMES = ("timestep", "timesteps", "t")
 FIXED = "same for all rows"
 REFERENCE = "other images' tokens"
-PLACES = ("img_ids", "txt_ids", "image_rotary_emb", "rotary_embedding")  # of tokens, where no batch
+PLACES = ("img_ids", "txt_ids", "position_ids", "image_rotary_emb", "rotary_embedding")  # of tokens
 
 
 class Whole(nn.Module):
