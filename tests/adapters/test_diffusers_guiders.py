@@ -247,18 +247,6 @@ def test_a_start_belongs_to_its_steps(net):
     assert made.num_conditions == 2  # and no third for the skipped layer
 
 
-def test_attention_that_theirs_does_not_reach(net):
-    """Theirs finds no attention to perturb in Wan's blocks."""
-    from diffusers.hooks import LayerSkipConfig
-
-    told = LayerSkipConfig([1], "blocks", False, False, True)
-    theirs = guiders.PerturbedAttentionGuidance(1.0, 2.0, 0.0, 1.0, perturbed_guidance_config=told)
-    with pytest.raises((ValueError, AttributeError, KeyError)):
-        looped(theirs, net)
-    ours = looped(fg.Guider(fg.PAG(2.0, layers=LAYER)), net_of("wan"))
-    apart(ours, looped(fg.Guider(fg.CFG(1.0)), net_of("wan")))
-
-
 def test_magnitude_of_images():
     """Theirs raises on four dimensions."""
     made = guiders.MagnitudeAwareGuidance(guidance_scale=10.0)
