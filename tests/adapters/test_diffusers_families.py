@@ -13,8 +13,18 @@ import fastguide as fg
 
 diffusers = pytest.importorskip("diffusers")
 
-from family_pipelines import PIPELINES, result  # noqa: E402
+from family_pipelines import (  # noqa: E402
+    PIPELINES,
+    call_of,
+    flux2_vae,
+    net_of,
+    pipe_of,
+    result,
+)
 from test_families import by_hand  # noqa: E402
+from tiny_diffusers import B, rand  # noqa: E402
+
+from fastguide.adapters.diffusers.by_blocks import whole  # noqa: E402
 
 LIMIT = 1e-4
 
@@ -138,3 +148,35 @@ def test_family():
     assert about.recommended == ()
     with pytest.raises(ValueError, match="pipe is a str"):
         fg.family("wan")
+
+
+def test_no_negative_rows():
+    """A network that is told its guidance has no CFG; its layers are reached all the same."""
+    pipe = pipe_of("Flux2Pipeline", net_of("flux.2"), vae=flux2_vae())
+    call = call_of({"prompt_embeds": rand(B, 5, 12, seed=1)}, guidance_scale=3.0)
+    want = result(pipe, call)
+    assert error(result(fg.guide(pipe), call), want) <= LIMIT
+    assert fg.family(pipe).argument is None
+    assert error(result(fg.guide(pipe, fg.PAG(2.0, layers="mid")), call), want) > 1e-3
+    with pytest.raises(ValueError, match="needs a negative condition"):
+        fg.guide(pipe, fg.CFG(3.0))
+
+
+def test_tokens_of_other_images():
+    """They are given to the network behind the latents' own, of which the prediction is."""
+    net = net_of("qwen-image")
+    made = whole(net, 1e-3, "it is a test")
+    x, other, text = rand(B, 24, 16, seed=1), rand(B, 6, 16, seed=2), rand(B, 5, 12, seed=3)
+    shapes = [[(1, 4, 6), (1, 2, 3)]] * B
+    call = {"encoder_hidden_states": text, "img_shapes": shapes}
+    call["encoder_hidden_states_mask"] = torch.ones(B, 5, dtype=torch.bool)
+    t = torch.full((B,), 300.0)
+    whole_input = torch.cat([x, other], 1)
+    with torch.no_grad():
+        want = net(whole_input, timestep=t / 1000, return_dict=False, **call)[0][:, :24]
+    told = made.gather((), {"hidden_states": whole_input, "timestep": t, **call})
+    assert torch.equal(told.x, x)
+    with torch.no_grad():
+        got = made(told.x, t, {**told.fixed, **told.varying})
+    torch.testing.assert_close(got, want)
+    assert made.grid(24, (24, 16)) == (4, 6)

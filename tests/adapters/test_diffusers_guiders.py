@@ -15,7 +15,7 @@ guiders = pytest.importorskip("diffusers.guiders")
 
 from family_pipelines import net_of  # noqa: E402
 from test_families import by_hand, left_out  # noqa: E402
-from tiny_diffusers import B, rand  # noqa: E402
+from tiny_diffusers import B, filled, rand  # noqa: E402
 
 LAYER, GRID, STEPS = "blocks.1", (3, 2, 4), 4
 X = rand(B, 4, 3, 4, 8, seed=1)
@@ -157,6 +157,54 @@ def test_momentum_and_zero_steps(net):
         with torch.no_grad():
             want = guided(**call, output_type="latent", return_dict=False)[0]
         close(looped(fg.Guider(guidance), net), want)
+
+
+def test_latents_with_other_channels():
+    """HunyuanVideo 1.5, whose pipeline has a guider: as its own, and with a layer left out."""
+    net = diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=9,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        num_refiner_layers=1,
+        text_embed_dim=12,
+        text_embed_2_dim=12,
+        image_embed_dim=12,
+        rope_axes_dim=(4, 6, 6),
+        target_size=64,
+    )
+    net = filled(net)
+    texts = [rand(B, 5, 12, seed=seed) for seed in (2, 3)]
+    mask = torch.ones(B, 5)
+    given = {
+        "encoder_hidden_states": tuple(texts),
+        "encoder_attention_mask": (mask, mask),
+        "encoder_hidden_states_2": tuple(texts[::-1]),
+        "encoder_attention_mask_2": (mask, mask),
+    }
+    inputs = torch.cat([X, torch.zeros(B, 5, *X.shape[2:])], 1)
+    image = torch.zeros(B, 3, 12)
+
+    def predicted(guider):
+        t = torch.tensor(700.0)
+        guider.set_state(1, 4, t)
+        states = guider.prepare_inputs(given)
+        for state in states:
+            guider.prepare_models(net)
+            own = {name: getattr(state, name) for name in given}
+            known = {"image_embeds": image, "timestep": t.expand(B), "return_dict": False}
+            with torch.no_grad():
+                state.noise_pred = net(hidden_states=inputs, **known, **own)[0]
+            guider.cleanup_models(net)
+        return guider(states)[0]
+
+    want = predicted(guiders.ClassifierFreeGuidance(guidance_scale=4.0))
+    close(predicted(fg.Guider(fg.CFG(4.0))), want)
+    with_layer = predicted(fg.Guider(fg.CFG(4.0) + fg.SLG(2.0, layers="transformer_blocks.1")))
+    apart(with_layer, want)
+    off = predicted(fg.Guider(fg.CFG(4.0) + fg.SLG(1e-30, layers="transformer_blocks.1")))
+    close(off, want)
 
 
 def test_in_a_modular_pipeline(net, tmp_path):

@@ -31,7 +31,8 @@ def guide(
 
     Args:
         pipe: a pipeline of diffusers: Stable Diffusion 1, 2, XL and 3, Flux, PixArt, Sana, DiT,
-            DDPM or DDIM; also img2img, inpainting and ControlNet of the first three.
+            DDPM or DDIM; also img2img, inpainting and ControlNet of the first three; and
+            Qwen-Image, Z-Image, Lumina2, Wan, HunyuanVideo and others that run by their modules.
         guidance: a guidance or a sum of them. A layer is named as its module:
             "mid_block.attentions.0.transformer_blocks.0.attn1", "transformer_blocks.7"; or "mid".
         compile: compile each pattern of branches as one graph; or options of `torch.compile`.

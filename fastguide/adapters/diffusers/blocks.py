@@ -85,6 +85,7 @@ BLOCKS: dict[str, Blocks] = {
         negated=True,
         axes=(("encoder_hidden_states_llama3", 1),),
     ),
+    "HunyuanVideo15Transformer3DModel": Blocks(_JOINT, "time_embed", extra=True),
     "HunyuanVideoTransformer3DModel": Blocks(_DOUBLE, "time_text_embed"),
     "Krea2Transformer2DModel": Blocks(_JOINT, "time_embed", times=1e-3, packed=True),
     "LTXVideoTransformer3DModel": Blocks(_JOINT, "time_embed.emb", packed=True),
