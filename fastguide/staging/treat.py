@@ -149,10 +149,10 @@ class Treat:
                     mask = mask.repeat(blocks, 1, 1, 1)
                 away = replace(own, k=k, v=v, mask=mask).plain()
                 # each block's own queries met the negative: nothing is to be repeated any more
-                tokens = [one.transpose(1, 2).flatten(2) for one in (z, away)]
+                ours, theirs = (one.transpose(1, 2).flatten(2) for one in (z, away))
                 scale = settings.scale
                 scale = scale.repeat(blocks) if scale.shape[0] > 1 else scale
-                z = led(*tokens, 1, replace(settings, scale=scale))
+                z = led(ours, theirs, 1, replace(settings, scale=scale))
                 z = z.unflatten(-1, (own.q.shape[1], -1)).transpose(1, 2)
             found.append(z)
         return torch.cat(found)

@@ -47,7 +47,8 @@ class Published(nn.Module):
         def run(*args, **kwargs):
             attention = F.scaled_dot_product_attention
 
-            def attend(q, k, v, attn_mask=None, *rest, **options):
+            def attend(query, key, value, attn_mask=None, *rest, **options):
+                q, k, v = query, key, value
                 z = attention(q, k, v, attn_mask, *rest, **options)
                 n, m, image = q.shape[2], k.shape[2], TOKENS[family]
                 joint = n == m and n > image
