@@ -17,4 +17,10 @@ At each call:
     running       eagerly or captured, counted and logged
       inversion     the same upwards, from images to their noise
     finite        samples that are not finite are an error
+
+Without a plan of levels:
+
+    field         the guided denoised image at any level
+    adaptive      runs that choose their steps: RK45 of the probability flow, DPM-Solver's
+    likelihood    bits per dimension along that flow
 """
