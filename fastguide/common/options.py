@@ -5,12 +5,13 @@ configured.
 from __future__ import annotations
 
 import copy
-import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
+
+from fastguide.common.checks import did_you_mean
 
 Result = TypeVar("Result")
 
@@ -73,27 +74,21 @@ def by_name(kind: str, name: str, known: Mapping[str, Configured[Result]]) -> Co
     """`known[name]`; `name` may carry options, as in "ddim:eta=1,other=2".
 
     Raises:
-        ValueError: an unknown name (all are listed, and which are near) or an option that is no
+        ValueError: an unknown name (all are listed, and the nearest one) or an option that is no
             number.
         TypeError: an unknown option.
     """
     head, _, tail = name.partition(":")
     if head not in known:
-        close = nearest(head, known)
         raise ValueError(
             f"{kind} is {head!r}, but it should be one of {', '.join(sorted(known))}"
-            + (f"; did you mean {close}?" if close else "")
+            + did_you_mean(head, known)
         )
     options: dict[str, Any] = {}
     for part in filter(None, tail.split(",")):
         key, _, text = part.partition("=")
         options[key] = _value(kind, part, text)
     return known[head](**options)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known names that are spelt nearly so, as words of a sentence; "" where none is."""
-    return " or ".join(map(repr, difflib.get_close_matches(name, list(known), 2, 0.6)))
 
 
 def _value(kind: str, part: str, text: str) -> float | str | bool:

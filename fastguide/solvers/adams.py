@@ -21,6 +21,17 @@ _NODES, _WEIGHTS = (tuple(map(float, values)) for values in leggauss(32))
 _HISTORY = ("eps1", "eps2", "eps3")  # of the evaluations before this one, newest first
 
 
+def falling(levels: Levels, name: str) -> None:
+    """Raise ValueError where levels rise: a polynomial in r is then extrapolated over steps that
+    each are larger than all before, and its weights grow without bound.
+    """
+    if levels.rising:
+        raise ValueError(
+            f"solver is {name}, which extrapolates in sigma / alpha: its steps grow upwards, and "
+            "an inversion by it diverges; take fastguide.ddim, heun, deis, dpmpp_2m or unipc"
+        )
+
+
 def gauss(of: Callable[[float], float], start: float, end: float) -> float:
     """The integral, by Gauss and Legendre's rule of 32 nodes."""
     total = 0.0
@@ -95,7 +106,7 @@ def _multistep(
     steps = list(levels.steps())
     for i, (now, to) in enumerate(steps):
         gains: list[float] = []
-        used = min(before, len(steps) - i - 1) if lower_order_final else before
+        used = min(before, len(steps) - i - 1) if lower_order_final or levels.rising else before
         if past and used and (to_data or to.sigma > 0.0) and to.alpha > 0.0:
             nodes = [polynomial.variable(level) for level in (now, *past[:used])]
             ends = polynomial.over(now.ratio), polynomial.over(to.ratio)
@@ -112,8 +123,10 @@ _IN_RATIO = _Polynomial(lambda level: level.ratio, lambda r: r, lambda _: 1.0)
 def lms(levels: Levels, order: int = 4) -> Iterator[Update]:
     """Linear multistep in r (Adams-Bashforth with unequal steps; k-diffusion's LMS).
 
-    The run starts with steps of order 1, 2, 3, which limit the whole to order 2.
+    The run starts with steps of order 1, 2, 3, which limit the whole to order 2. Not for inversion.
     """
+    if order != 1:
+        falling(levels, "lms")
     yield from _multistep(levels, order, _IN_RATIO, to_data=True)
 
 
@@ -123,7 +136,7 @@ def deis(
 ) -> Iterator[Update]:
     """DEIS (Zhang and Chen 2022) with polynomials `over` "log_rho", log r; "rho", r; or "t", the
     process's time (tAB). The first step and the last, to the data, are of order 1.
-    `lower_order_final` as for `dpmpp_2m`.
+    `lower_order_final` as for `dpmpp_2m`. For inversion only in log r.
     """
     known = {
         "log_rho": _Polynomial(lambda level: math.log(level.ratio)),
@@ -134,4 +147,6 @@ def deis(
     }
     if over not in known:
         raise ValueError(f"over is {over!r}, but it should be 't', 'rho' or 'log_rho'")
+    if over != "log_rho":
+        falling(levels, f"deis over {over}")
     yield from _multistep(levels, order, known[over], False, lower_order_final)

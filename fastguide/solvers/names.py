@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from fastguide.common.options import Configured, by_name, nearest
+from fastguide.common.checks import did_you_mean
+from fastguide.common.options import Configured, by_name
 from fastguide.solvers import SOLVERS
 from fastguide.solvers.update import Solver
 from fastguide.spacing import Levels
@@ -102,7 +103,7 @@ def named(name: str) -> Named:
     """A solver by any of its names, with options as in "ddim:eta=1", and the spacing in the name.
 
     Raises:
-        ValueError: an unknown name; the nearest known ones are named. Or an option that is no
+        ValueError: an unknown name; the nearest known one is named. Or an option that is no
             number or word.
         TypeError: an unknown option.
     """
@@ -114,11 +115,10 @@ def named(name: str) -> Named:
         raise ValueError(f"solver is {head!r}, but {_ELSEWHERE[key]}")
     found, spacing = _looked_up(key)
     if found is None:
-        known = sorted(SOLVERS)
-        close = nearest(key, [*known, *SAMPLER_NAMES, *_PLAIN_SCHEDULERS])
         raise ValueError(
-            f"solver is {head!r}, but it should be one of {', '.join(known)}, or what diffusers, "
-            "k-diffusion or ComfyUI call them" + (f"; did you mean {close}?" if close else "")
+            f"solver is {head!r}, but it should be one of {', '.join(sorted(SOLVERS))}, or what "
+            "diffusers, k-diffusion or ComfyUI call them"
+            + did_you_mean(head, [*SOLVERS, *SAMPLER_NAMES, *SCHEDULERS])
         )
     if colon:  # after the alias's own options, which it may change
         found = f"{found}{',' if ':' in found else ':'}{options}"

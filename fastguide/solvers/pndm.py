@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from fastguide.common.options import Configured
 from fastguide.process import Level
-from fastguide.solvers.adams import adams_step, history
+from fastguide.solvers.adams import adams_step, falling, history
 from fastguide.solvers.edm import trapezoid
 from fastguide.solvers.runge_kutta import RUNGE_KUTTA
 from fastguide.solvers.stages import staged, tableau
@@ -35,12 +35,13 @@ def pndm(
     without (PLMS, as Stable Diffusion runs it) the first step is corrected by a second evaluation
     at its end and the order rises from there, to `order`; 2 is S-PNDM. Runge-Kutta evaluates
     half-way in "t" as published, or in "ratio". The weights are exact for levels that are equally
-    spaced in r: there the order is 4 (with middle="ratio"), elsewhere 2.
+    spaced in r: there the order is 4 (with middle="ratio"), elsewhere 2. Not for inversion.
     """
     if middle not in ("t", "ratio"):
         raise ValueError(f"middle is {middle!r}, but it should be 't' or 'ratio'")
     if order not in (2, 3, 4):
         raise ValueError(f"order is {order}, but it should be 2, 3 or 4")
+    falling(levels, "pndm")
     most = int(order) - 1
     steps = list(levels.steps())
     known = 0
@@ -102,6 +103,8 @@ def _by_weights(
     """Steps of `weights(sizes)` of the eps now and before; sizes of this step and those before."""
     if order not in (1, 2, 3, 4):
         raise ValueError(f"order is {order}, but it should be 1, 2, 3 or 4")
+    if order != 1:
+        falling(levels, "ipndm")
     sizes: list[float] = []  # in r, newest first
     for now, to in levels.steps():
         if now.alpha == 0.0 or to.alpha == 0.0:

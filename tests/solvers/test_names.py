@@ -69,7 +69,7 @@ def test_all_of_k_diffusion_and_diffusers_are_known():
     ("name", "message"),
     [
         ("dpmp_2m", "did you mean 'dpmpp_2m'"),
-        ("DPMSolverMultistepSchedular", "did you mean 'dpmsolvermultistepscheduler'"),
+        ("DPMSolverMultistepSchedular", "did you mean 'DPMSolverMultistepScheduler'"),
         ("eular", "did you mean 'euler'"),
         ("", "solver is '', but"),
     ],
