@@ -121,8 +121,14 @@ def dpmpp_sde(
 def dpm_fast(levels: Levels, eta: float = 0.0, s_noise: float = 1.0) -> Iterator[Update]:
     """DPM-Solver-fast (Lu et al. 2022a, section 3.4; k-diffusion): as many evaluations as steps, in
     single steps of order 3 and two lower ones at the end, even in log(sigma / alpha) between the
-    first and the last noisy level. Of the levels between these only the number is read.
+    first and the last noisy level. Of the levels between these only the number is read. Not for
+    inversion.
     """
+    if levels.rising:
+        raise ValueError(
+            "solver is dpm_fast, whose lower orders would come where the noise is largest: for an "
+            "inversion take fastguide.dpm_single"
+        )
     middle = [point for point in levels.points if point.alpha * point.sigma > 0.0]
     before, *_, after = levels.points
     if before.alpha == 0.0:  # pure noise: nothing lies evenly below it

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from fastguide.common.options import Configured
-from fastguide.solvers.adams import gauss
+from fastguide.solvers.adams import falling, gauss
 from fastguide.solvers.update import Map, Update, combine, transfer
 from fastguide.spacing import Levels
 
@@ -41,6 +41,8 @@ def er_sde(
     if isinstance(noise_scaler, str) and noise_scaler not in SCALERS:
         known = ", ".join(repr(name) for name in SCALERS)
         raise ValueError(f"noise_scaler is {noise_scaler!r}, but it should be one of {known}")
+    if order != 1:
+        falling(levels, "er_sde")
     phi = SCALERS[noise_scaler] if isinstance(noise_scaler, str) else noise_scaler
     past: list[float] = []  # r of the evaluations before, newest first
     for now, to in levels.steps():

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from fastguide.common.options import Configured
+from fastguide.solvers.adams import falling
 from fastguide.solvers.ddim import ancestral_split
 from fastguide.solvers.dpm import scaled
 from fastguide.solvers.dpmpp import growth, integrals
@@ -18,12 +19,14 @@ def _res(levels: Levels, eta: float, s_noise: float, image: str) -> Iterator[Upd
     the guided image less the negative's.
     """
     before: float | None = None  # from the level of "previous" to where its step ended
-    for now, to in levels.steps():
+    steps = list(levels.steps())
+    for i, (now, to) in enumerate(steps):
         down, up = ancestral_split(now, to, eta)
         end = scaled(to, down)
         h = growth(now, end)
         x: dict[str, float] = transfer(now, to, end.sigma, image)
-        if math.isfinite(h) and before is not None:
+        large = levels.rising and i + 1 == len(steps)  # far larger than what was before
+        if math.isfinite(h) and before is not None and not large:
             first, second, _ = integrals(h)
             bend = second * h / before
             moved = {"x": 1.0}
@@ -57,6 +60,8 @@ def res_multistep_cfgpp(levels: Levels, eta: float = 0.0, s_noise: float = 1.0) 
 
 
 def _estimation(levels: Levels, gamma: float, image: str) -> Iterator[Update]:
+    if gamma != 1.0:
+        falling(levels, "gradient_estimation")
     known = False
     for now, to in levels.steps():
         x = transfer(now, to, image=image)

@@ -69,7 +69,7 @@ def sa_solver(
     past: list[float] = []  # lambdas of them, as distances from this one, newest first
     gain: float | None = None  # of this image in the correction of the step that led here
     steps = list(levels.steps())
-    inner = sum(apart(now, to) for now, to in steps)
+    inner, lower = sum(apart(now, to) for now, to in steps), lower_order_final or levels.rising
     for now, to in steps:
         x: Map = {"x": 1.0}
         if gain is not None:
@@ -95,11 +95,11 @@ def sa_solver(
         stays = to.sigma / now.sigma * math.exp(-t * t * h)
         drawn = s_noise * to.sigma * math.sqrt(-math.expm1(-2.0 * t * t * h))
         base = combine((stays, x), (1.0, {"noise": drawn} if drawn else {}))
-        order = min(predictor, len(past) + 1, inner if lower_order_final else predictor)
+        order = min(predictor, len(past) + 1, inner if lower else predictor)
         behind = [0.0, *(-distance for distance in past)]
         weights = _weights(now, to, behind[:order], 1.0 + t * t, simple_order_2)
         predicted = combine((1.0, base), (1.0, dict(zip(_IMAGES, weights, strict=False))))
-        order = min(corrector, len(past) + 2, inner + 1 if lower_order_final else corrector)
+        order = min(corrector, len(past) + 2, inner + 1 if lower else corrector)
         gain = None
         if order:
             nodes = [h, *behind[: order - 1]]
