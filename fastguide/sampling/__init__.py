@@ -21,6 +21,8 @@ At each call:
 Without a plan of levels:
 
     field         the guided denoised image at any level
-    adaptive      runs that choose their steps: RK45 of the probability flow, DPM-Solver's
-    likelihood    bits per dimension along that flow
+    adaptive      runs that choose their steps
+      integrate     differential equations to a tolerance: RK45
+      dpm_adaptive  DPM-Solver with a controller
+    likelihood    bits per dimension along the flow
 """

@@ -21,16 +21,14 @@ from fastguide.guidance.base import Guidance
 from fastguide.model import Model
 from fastguide.process import Level, Process
 from fastguide.sampling.course import Clamp
+from fastguide.sampling.dpm_adaptive import DPMAdaptive
 from fastguide.sampling.field import Field
+from fastguide.sampling.integrate import rk45
 from fastguide.sampling.setup import set_up
-from fastguide.solvers.ddim import ancestral_split
-from fastguide.solvers.dpm import inner_levels, scaled
-from fastguide.solvers.stages import exponential
 from fastguide.spacing import Levels
 
 Method = Literal["rk45", "dpm_adaptive"]
 LOWEST = 0.002  # sigma / alpha at which a process that reaches the data is left
-MOST = 10_000  # steps
 
 
 @dataclass(frozen=True)
@@ -69,76 +67,6 @@ def rotated(process: Process, angle: float) -> tuple[Level, float]:
 def angle_of(level: Level) -> float:
     """atan(sigma / alpha)."""
     return math.atan2(level.sigma, level.alpha)
-
-
-# Dormand and Prince (1980): the stages, the fifth order, and its difference to the fourth
-_SHARES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
-_STAGES = (
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-
-State = tuple[Tensor, ...]
-Slope = Callable[[float, State], State]
-
-
-def rk45(
-    slope: Slope, state: State, start: float, end: float, rtol: float, atol: float
-) -> tuple[State, int, int]:
-    """Integrate tensors `[B, ...]` from `start` to `end`; returns them, and the steps accepted and
-    rejected. The error of a step is the largest of any sample of the root mean square of
-    `error / (atol + rtol max(|before|, |after|))`, over all tensors.
-    """
-    at, way = start, math.copysign(1.0, end - start)
-    size = 0.01 * abs(end - start)
-    first = slope(at, state)
-    accepted = rejected = 0
-    while way * (end - at) > 1e-12:
-        if accepted + rejected >= MOST:
-            raise RuntimeError(f"no end after {MOST} steps; rtol, atol are {rtol}, {atol}")
-        size = min(size, way * (end - at))
-        h = way * size
-        slopes = [first]
-        for share, weights in zip(_SHARES[1:], _STAGES, strict=True):
-            moved = _moved(state, h, weights, slopes)
-            slopes.append(slope(at + share * h, moved))
-        after = moved  # the last stage is the fifth order's end
-        error = _largest(_moved(None, h, _ERROR, slopes), state, after, rtol, atol)
-        if not math.isfinite(error):
-            raise RuntimeError(f"the slope is not finite near {at}")
-        if error <= 1.0:
-            at, state, first = at + h, after, slopes[-1]
-            accepted += 1
-        else:
-            rejected += 1
-        size *= min(10.0, max(0.2, 0.9 * max(error, 1e-10) ** -0.2))
-    return state, accepted, rejected
-
-
-def _moved(
-    state: State | None, h: float, weights: Sequence[float], slopes: Sequence[State]
-) -> State:
-    sums = [
-        sum((h * w * one for w, one in zip(weights, parts, strict=False) if w), torch.zeros(()))
-        for parts in zip(*slopes, strict=True)
-    ]
-    if state is None:
-        return tuple(sums)
-    return tuple(x + moved for x, moved in zip(state, sums, strict=True))
-
-
-def _largest(error: State, before: State, after: State, rtol: float, atol: float) -> float:
-    batch = before[0].shape[0]
-    parts = [
-        (e / (atol + rtol * torch.maximum(a.abs(), b.abs()))).reshape(batch, -1).square()
-        for e, a, b in zip(error, before, after, strict=True)
-    ]
-    return float(torch.cat(parts, 1).mean(1).sqrt().max())
 
 
 def flow(field: Field, process: Process) -> Callable[[float, Tensor], Tensor]:
@@ -207,6 +135,11 @@ def ode(
     x = noise.to(setup.device, torch.float32) * start_std(asked)
     tolerances = _tolerances(method, rtol, atol)
     if method == "rk45":
+        if (order, eta, s_noise) != (3, 0.0, 1.0):
+            raise ValueError(
+                f"order, eta, s_noise are {order}, {eta}, {s_noise}, but only method "
+                "'dpm_adaptive' has them"
+            )
         of = flow(field, process)
         size = math.hypot(first.alpha, first.sigma)
         found, accepted, rejected = rk45(
@@ -218,7 +151,7 @@ def ode(
         )
         x = found[0] * math.hypot(last.alpha, last.sigma)
     else:
-        run = _Adaptive(field, process, numbers, last, order, eta, s_noise)
+        run = DPMAdaptive(field, process, numbers, last, order, eta, s_noise)
         x, accepted, rejected = run(x, first, *tolerances)
     if levels is None or asked.points[-1].sigma == 0.0:
         x = field(x, last)
@@ -235,76 +168,3 @@ def _tolerances(method: str, rtol: float | None, atol: float | None) -> tuple[fl
             check_number(name, value, 0.0, open_=True)
         found.append(default if value is None else float(value))
     return found[0], found[1]
-
-
-class _Adaptive:
-    """DPM-Solver with two orders and a controller of its step in log(sigma / alpha)."""
-
-    def __init__(
-        self,
-        field: Field,
-        process: Process,
-        seeds: Tensor,
-        last: Level,
-        order: int,
-        eta: float,
-        s_noise: float,
-    ) -> None:
-        if order not in (2, 3):
-            raise ValueError(f"order is {order}, but it should be 2 or 3")
-        self.field, self.process, self.seeds, self.last = field, process, seeds, last
-        self.order, self.eta, self.s_noise = order, eta, s_noise
-
-    def __call__(
-        self, x: Tensor, first: Level, rtol: float, atol: float
-    ) -> tuple[Tensor, int, int]:
-        now, size, accepted, rejected, drawn = first, 0.05, 0, 0, 0
-        if now.alpha == 0.0:  # pure noise: down to where its signal is as weak as usual
-            now = self.process.at_ratio(80.0)
-            image = self.field(x, first)
-            x = now.alpha * image + now.sigma / first.sigma * x
-        power = -1.0 / (1.5 if self.eta else self.order)
-        before = x / now.alpha
-        y = before
-        while math.log(now.ratio / self.last.ratio) > 1e-5:
-            if accepted + rejected >= MOST:
-                raise RuntimeError(f"no end after {MOST} steps; rtol, atol are {rtol}, {atol}")
-            ratio = max(self.last.ratio, now.ratio * math.exp(-size))
-            to = self.last if ratio == self.last.ratio else self.process.at_ratio(ratio)
-            down, up = ancestral_split(now, to, self.eta)
-            if up:
-                down = max(down, self.last.ratio)
-                up = math.sqrt(max(to.ratio**2 - down**2, 0.0))
-            low, high = self._pair(y, now, down)
-            scale = (rtol * torch.maximum(low.abs(), before.abs())).clamp(min=atol)
-            error = ((low - high) / scale).flatten(1).square().mean(1).sqrt().max().item()
-            factor = 1.0 + math.atan((error + 1e-8) ** power - 1.0)
-            if factor >= 0.81:
-                before, y, now = low, high, to
-                accepted += 1
-                if up * self.s_noise:
-                    drawn += 1
-                    draw = ops.noise(self.seeds, y.shape[1:], drawn)
-                    y = y + up * self.s_noise * draw
-            else:
-                rejected += 1
-            size *= factor
-        return y * now.alpha, accepted, rejected
-
-    def _pair(self, y: Tensor, now: Level, ratio: float) -> tuple[Tensor, Tensor]:
-        """y at sigma / alpha = `ratio` by the lower and the higher order, which share values."""
-        at = inner_levels(self.process, now, ratio, self.order)
-        end = scaled(Level(0.0, 1.0, 1.0), ratio)
-        high, _ = exponential(at, end, on_noise=True, exact=True)
-        low, _ = exponential(at[:-1], end, on_noise=True)
-        x, values = y * now.alpha, []
-        for stage, level in zip([None, *high[:-1]], at, strict=True):
-            if stage is not None:
-                x = _sum(y * now.alpha, stage.base, stage.weights, values)
-            values.append((x - level.alpha * self.field(x, level)) / level.sigma)
-        start = y * now.alpha
-        return tuple(_sum(start, one[-1].base, one[-1].weights, values) for one in (low, high))
-
-
-def _sum(x: Tensor, base: float, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    return base * x + sum(w * v for w, v in zip(weights, values, strict=False) if w)

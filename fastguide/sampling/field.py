@@ -13,7 +13,7 @@ from fastguide.engine.denoise import denoise
 from fastguide.engine.gradient import differentiable
 from fastguide.engine.latch import ending
 from fastguide.engine.plan import Plan
-from fastguide.guidance.base import Guidance
+from fastguide.guidance.base import Guidance, Other
 from fastguide.process import Level, data_level
 from fastguide.sampling.course import Clamp, Course
 from fastguide.sampling.inputs import bind_all
@@ -55,7 +55,9 @@ class Field:
         process = setup.model.process
         probes = [process.at_ratio(ratio) for ratio in (3.0, 0.5, 0.1)]
         _check_stands_alone(guidance, probes)
-        self._known = {None: differentiable(setup.net)} if grad else {None: setup.net}
+        self._known: dict[Other | None, Any] = {
+            None: differentiable(setup.net) if grad else setup.net
+        }
         first = self._ready(probes[1])
         _check_no_memory(first.plan)
         self._known = dict(first.nets)

@@ -14,8 +14,9 @@ from fastguide.common.checks import check_int, check_name, check_number
 from fastguide.engine.plan import start_std
 from fastguide.guidance.base import Guidance
 from fastguide.model import Model
-from fastguide.sampling.adaptive import State, angle_of, ends, flow, rk45
+from fastguide.sampling.adaptive import angle_of, ends, flow
 from fastguide.sampling.field import Field
+from fastguide.sampling.integrate import State, rk45
 from fastguide.sampling.setup import set_up
 from fastguide.spacing import Levels
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from fastguide.common.options import Configured
 from fastguide.solvers.adams import falling, gauss
 from fastguide.solvers.update import Map, Update, combine, transfer
 from fastguide.spacing import Levels
 
-SCALERS: dict[str, Callable[[float], float]] = {
+Phi = Callable[[float], float]
+
+SCALERS: dict[str, Phi] = {
     "er_sde": lambda r: r * (math.exp(r**0.3) + 10.0),
     "ode": lambda r: r,
     "sde": lambda r: r * r,
@@ -26,7 +29,7 @@ SCALERS: dict[str, Callable[[float], float]] = {
 def er_sde(
     levels: Levels,
     order: int = 3,
-    noise_scaler: str | Callable[[float], float] = "er_sde",
+    noise_scaler: str | Phi = "er_sde",
     s_noise: float = 1.0,
     points: int = 0,
 ) -> Iterator[Update]:
@@ -63,13 +66,13 @@ def er_sde(
         ]
         if past and order > 1:
             slope = {"denoised": 1.0 / (r - past[0]), "previous": -1.0 / (r - past[0])}
-            total = _integral(lambda at: 1.0 / phi(at), end, r, points)
+            total = _integral(phi, lambda at: 1.0, end, r, points)
             parts.append((to.alpha * (span + total * phi(end)), slope))
             if len(past) > 1 and order > 2:
                 gap = past[0] - past[1]
                 older = {"previous": 1.0 / gap, "older": -1.0 / gap}
                 bend = combine((1.0, slope), (-1.0, older))
-                total = _integral(lambda at, r=r: (at - r) / phi(at), end, r, points)
+                total = _integral(phi, partial(_behind, r), end, r, points)
                 gain = 0.5 * span * span + total * phi(end)
                 parts.append((to.alpha * gain * 2.0 / (r - past[1]), bend))
         std = s_noise * to.alpha * _noise(r, end, phi)
@@ -77,15 +80,24 @@ def er_sde(
         past = [r, *past[:1]]
 
 
-def _noise(r: float, end: float, phi: Callable[[float], float]) -> float:
+def _noise(r: float, end: float, phi: Phi) -> float:
     """sqrt(r'^2 - r^2 (phi(r') / phi(r))^2), of r = inf in the limit."""
     kept = phi(end) * (r / phi(r) if math.isfinite(r) else 1e8 / phi(1e8))
     left = (end - kept) * (end + kept)
     return math.sqrt(left) if left > 1e-12 * end * end else 0.0
 
 
-def _integral(of: Callable[[float], float], low: float, high: float, points: int) -> float:
+def _behind(r: float, at: float) -> float:
+    return at - r
+
+
+def _integral(
+    phi: Phi, of: Callable[[float], float], low: float, high: float, points: int
+) -> float:
+    """Of `of` / phi over r, exactly or by left sums."""
     if points:
         size = (high - low) / points
-        return size * sum(of(low + i * size) for i in range(int(points)))
-    return gauss(lambda at: math.exp(at) * of(math.exp(at)), math.log(low), math.log(high))
+        ats = [low + i * size for i in range(int(points))]
+        return size * sum(of(at) / phi(at) for at in ats)
+    logs = math.log(low), math.log(high)
+    return gauss(lambda log: math.exp(log) * of(math.exp(log)) / phi(math.exp(log)), *logs)

@@ -128,6 +128,7 @@ def test_what_depends_on_the_run_is_refused(guidance, message):
         ({"rtol": 0.0}, "rtol is 0"),
         ({"method": "dpm_adaptive", "order": 4}, "order is 4"),
         ({"noise": torch.zeros(1, 2)}, "noise.shape is"),
+        ({"eta": 0.5}, "only method 'dpm_adaptive' has them"),
         ({"guidance": fg.CFG(torch.tensor([1.0, 2.0, 3.0]))}, "holds values for 3 samples"),
     ],
 )
