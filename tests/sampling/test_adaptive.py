@@ -155,6 +155,24 @@ def test_bits_per_dimension_of_a_gaussian(process, trace):
     torch.testing.assert_close(offset, torch.full_like(offset, 7.0))
 
 
+def test_it_is_k_diffusions():
+    """Of a Gaussian, whose Jacobian every sign finds, so that theirs are of no account."""
+    theirs = k_diffusion_sampling.load()
+    process = fg.EDM(0.01, 40.0)
+    model, images = gaussian(process), torch.randn(5, 3)
+    prediction = fg.Prediction("edm")
+
+    def denoiser(x, sigma):
+        level = process.level(float(sigma[0]))
+        a, b = prediction.denoised(level)
+        t = torch.full((5,), prediction.net_time(level))
+        return a * x + b * model.net(prediction.input_scale(level) * x, t)
+
+    want, _ = theirs.log_likelihood(denoiser, images, 0.01, 40.0, atol=1e-5, rtol=1e-5)
+    found = fg.log_likelihood(model, images, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, bits(want.double(), 3), rtol=0, atol=1e-4)
+
+
 def test_bits_per_dimension_of_a_mixture():
     process = exact.PROCESSES["flow"]
     prediction = exact.prediction_for(process)
