@@ -12,12 +12,15 @@ from fastguide.engine.watch import STOP, Progress
 from fastguide.guidance import *  # noqa: F403
 from fastguide.model import Model
 from fastguide.ops import noise
-from fastguide.process import EDM, VP, Flow, Level, Prediction
+from fastguide.process import EDM, VP, ContinuousVP, Flow, Level, Prediction
 from fastguide.sample import Sampler, invert, sample
+from fastguide.sampling.adaptive import Solved, ode
 from fastguide.sampling.finite import NonFiniteError
+from fastguide.sampling.likelihood import log_likelihood
 from fastguide.sampling.measurements import grey, pooled
 from fastguide.serving.pool import Pool
 from fastguide.solvers import *  # noqa: F403
+from fastguide.solvers.names import named as solver
 from fastguide.spacing import *  # noqa: F403
 from fastguide.staging.modules import ByModules
 
@@ -28,6 +31,7 @@ __all__ = [
     "ByModules",
     "CheckpointError",
     "Classifier",
+    "ContinuousVP",
     "DynamicThreshold",
     "Flow",
     "Level",
@@ -37,6 +41,7 @@ __all__ = [
     "Prediction",
     "Progress",
     "Sampler",
+    "Solved",
     "TextImage",
     "accelerate",
     "family",
@@ -50,10 +55,13 @@ __all__ = [
     "load",
     "load_classifier",
     "load_text_image",
+    "log_likelihood",
     "noise",
+    "ode",
     "pooled",
     "sample",
     "save",
+    "solver",
 ]
 __all__ += guidance.__all__
 __all__ += solvers.__all__

@@ -20,7 +20,7 @@ from fastguide.engine.threshold import DynamicThreshold
 from fastguide.guidance.base import Guidance
 from fastguide.ops import table as _table
 from fastguide.ops.table import Column, Extra
-from fastguide.process import VP, Level, Prediction
+from fastguide.process import VP, ContinuousVP, Level, Prediction
 from fastguide.solvers.update import SOURCES, Map, Solver, Update
 from fastguide.spacing import Levels
 from fastguide.staging.perturbation import Layers
@@ -336,7 +336,8 @@ def start_std(levels: Levels) -> float:
     if levels.start is not None:
         return levels.start
     # the marginal's own size: VP keeps the variance of normalised data, the others add to it
-    return 1.0 if isinstance(levels.process, VP) else levels.points[0].sigma
+    normal = isinstance(levels.process, (VP, ContinuousVP))
+    return 1.0 if normal else levels.points[0].sigma
 
 
 def _column(source: str, slots: tuple[str, ...]) -> int:
