@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Generic, TypeVar
 
-from fastguide.common.checks import check_bool, is_finite, shown
+from fastguide.common.checks import check_bool, did_you_mean, is_finite, shown
 
 Result = TypeVar("Result")
 
@@ -103,12 +103,16 @@ def by_name(kind: str, name: str, known: Mapping[str, Configured[Result]]) -> Co
     """`known[name]`; `name` may carry options, as in "ddim:eta=1,other=2".
 
     Raises:
-        ValueError: an unknown name (all are listed) or an option that is no number.
+        ValueError: an unknown name (all are listed, and the nearest one) or an option that is no
+            number.
         TypeError: an unknown option.
     """
     head, _, tail = name.partition(":")
     if head not in known:
-        raise ValueError(f"{kind} is {head!r}, but it should be one of {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{kind} is {head!r}, but it should be one of {', '.join(sorted(known))}"
+            + did_you_mean(head, known)
+        )
     options: dict[str, Any] = {}
     for part in filter(None, tail.split(",")):
         key, _, text = part.partition("=")

@@ -22,11 +22,12 @@ class Products:
         gram: fp64 `[B, n, n + 1]`, of `ops.gram`.
         gain: denoised = gain * prediction + ..., a scalar tensor.
         numel: elements of a sample.
+        null: which delta is that of the null condition.
     """
 
-    def __init__(self, gram: Tensor, gain: Tensor, numel: int) -> None:
+    def __init__(self, gram: Tensor, gain: Tensor, numel: int, null: int | None = None) -> None:
         self.products, self.sums = gram[:, :, :-1], gram[:, :, -1]
-        self.gain, self.numel = gain.double(), numel
+        self.gain, self.numel, self.null = gain.double(), numel, null
         self._units = torch.eye(gram.shape[1], dtype=torch.float64, device=gram.device)
 
     def unit(self, which: int | Literal["p_0", "x0"]) -> Tensor:
@@ -53,11 +54,13 @@ class Products:
         return variance.clamp(min=0.0).sqrt()
 
 
-def without_off(gram: Tensor, weights: Tensor) -> Tensor:
+def without_off(gram: Tensor, weights: Tensor, null: int | None) -> Tensor:
     """`gram` `[B, n, n + 1]` with zeros for the deltas whose weight (`[B or 1, 1 + K]`) is 0: they
-    are off, and may not be finite.
+    are off, and may not be finite; but for that of the `null` condition, where others read it.
     """
     on = weights[:, : gram.shape[1]] != 0.0  # of x and p_0, which are never off, then of the deltas
+    if null is not None:
+        on[:, 1 + null] = True
     both = on[:, :, None] & torch.cat([on, torch.ones_like(on[:, :1])], 1)[:, None]
     return torch.where(both, gram, 0.0)
 

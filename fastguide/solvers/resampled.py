@@ -32,9 +32,12 @@ def _named(solver: Configured[Any] | str) -> Configured[Any]:
         TypeError, ValueError: it is none.
     """
     if isinstance(solver, str):
-        from fastguide.solvers import solver_by_name  # the table of names has those of this file
+        from fastguide.solvers.names import named  # the table of names has those of this file
 
-        return solver_by_name(solver)
+        found, spacing = named(solver)
+        if spacing is not None:
+            raise ValueError(f"solver is {solver!r}, but here it should be one without a spacing")
+        return found
     if not isinstance(solver, Configured):
         raise TypeError(
             f"solver is {shown(solver)}, but it should be a solver such as fastguide.ddpm, or its "
@@ -49,11 +52,6 @@ def _again(part: Levels, times: int, solver: Configured[Any]) -> Iterator[Update
         if number:
             yield raised(part.points[-1], part.points[0])
         yield from solver.run(part)
-
-
-def _check_solver(solver: Any) -> None:
-    if not isinstance(solver, Configured):
-        raise TypeError(f"solver is {shown(solver)}, but it should be one such as fastguide.ddpm")
 
 
 def _count(name: str, value: float) -> int:
@@ -73,7 +71,6 @@ def resampled(
     multistep one ends with each part. N times evaluations for one of one a step. Published: 250
     steps, 10 and 10.
     """
-    _check_solver(solver)
     count, size = _count("times", times), _count("jump", jump)
     points, steps = levels.points, _named(solver)
     for start in range(0, len(points) - 1, size):
@@ -97,12 +94,12 @@ def restart(
 
     The levels of their CIFAR-10 runs are 0.06 and 0.30; `times` 0 is the solver itself.
     """
-    _check_solver(solver)
+    own = _named(solver)
     if times < 0 or times != int(times):
         raise ValueError(f"times is {times}, but it should be a whole number, 0 or more")
     if not 0.0 < t_min < t_max:
         raise ValueError(f"t_min, t_max are {t_min}, {t_max}, but 0 < t_min < t_max")
-    count, own = _count("steps", steps), _named(solver)
+    count = _count("steps", steps)
     noisy = [i for i, point in enumerate(levels.points) if i > 0 and point.sigma > 0.0]
     if not noisy or times == 0:
         yield from own.run(levels)

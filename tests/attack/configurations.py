@@ -12,6 +12,7 @@ from methods import LAYERED, PLAIN, layered
 from test_perturbation import dit, model_of
 
 import fastguide as fg
+from fastguide.process import ContinuousVP
 from fastguide.solvers import SOLVERS as KNOWN
 
 PROCESSES = {
@@ -19,6 +20,7 @@ PROCESSES = {
     "vp linear": fg.VP("linear"),
     "vp zero": fg.VP("scaled_linear", 0.00085, 0.012, zero_terminal_snr=True),
     "edm": fg.EDM(0.02, 20.0),
+    "vp continuous": ContinuousVP(),
     "flow": fg.Flow(),
 }
 SHAPES = [(2, 4, 4), (1, 5, 7), (3, 2, 2), (8,), (2, 6), (1, 1, 1), (2, 2, 3, 2)]
@@ -59,7 +61,8 @@ SPACINGS = {
 }
 SPACINGS["vp"] += ["polyexponential", "sgm_uniform", "leading:offset=1"]
 PREDICTIONS = {"vp": ["eps", "x0", "v", "edm"], "vp zero": ["v", "x0"], "edm": ["edm", "eps", "x0"]}
-PREDICTIONS |= {"vp linear": PREDICTIONS["vp"], "flow": ["flow", "v", "x0"]}
+PREDICTIONS |= dict.fromkeys(("vp linear", "vp continuous"), PREDICTIONS["vp"])
+PREDICTIONS |= {"flow": ["flow", "v", "x0"]}
 MODIFIED = ("rescale", "rescale, denoised", "apg", "zero star", "tcfg", "mambo", "adaptive", "reg")
 MODIFIED += ("reg, chain", "fdg")
 CLAMPS = (None, None, 1.0, (-0.5, 2.0), fg.DynamicThreshold(0.9))

@@ -20,6 +20,7 @@ from torch import Tensor
 import fastguide as fg
 from fastguide import guidance, solvers, spacing
 from fastguide.common.options import Configured
+from fastguide.process import ContinuousVP
 
 NAN, HUGE = math.nan, 10**400
 THING = object()
@@ -167,6 +168,15 @@ MADE: list[tuple[Any, dict[str, Any], dict[str, list[Any]]]] = [
         },
     ),
     (fg.EDM, {}, {"sigma_min": [*NUMBERS, -1.0], "sigma_max": [*NUMBERS, 0.0]}),
+    (
+        ContinuousVP,
+        {},
+        {
+            **{key: [*NUMBERS, -1.0] for key in ("beta_min", "beta_max", "s_min", "scale")},
+            "sub": SWITCHES,
+        },
+    ),
+    (ContinuousVP().level, {}, {"t": [NAN, 1e4, "x", None, [], THING, HUGE]}),
     (
         fg.Prediction,
         {"name": "eps"},
