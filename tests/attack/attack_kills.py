@@ -36,8 +36,7 @@ COMMANDS = {
 }
 READER = {"classifier": "classifier", "clip": "clip", "sample": "images"}
 READER = {name: READER.get(name, "load") for name in COMMANDS}
-# to files in a run, about
-CHANGES = {"train": 40, "classifier": 30, "clip": 30, "sims": 30, "ema": 8, "sample": 60}
+NEVER = 1 << 60
 
 
 def write_images(folder: Path) -> None:
@@ -58,8 +57,9 @@ class Scene:
         write_images(folder / "data")
         if "{model}" in COMMANDS[name]:
             self.run("train", folder / "model")
+        whole = Limits(kill_before=NEVER, below=str(folder / "whole"))
         start = time.perf_counter()
-        self.run(name, folder / "whole")
+        self.changes = self.run(name, folder / "whole", whole).changes
         self.seconds = time.perf_counter() - start
         self.wanted = self.fingerprint(folder / "whole")
 
@@ -92,37 +92,54 @@ class Scene:
         return set(self.fingerprint(out).items()) <= set(self.wanted.items())
 
 
-def kill(scene: Scene, out: Path, source: random.Random) -> bool:
-    """Run the command and kill it on the way; whether it was."""
-    if source.random() < 0.5:
-        limits = Limits(kill_after=source.uniform(0.0, 1.2 * scene.seconds))
-    else:
-        limits = Limits(kill_before=source.randrange(CHANGES[scene.name]), below=str(out))
+def at_some_time(scene: Scene, out: Path, source: random.Random) -> bool:
+    """Run the command and kill it at any time; whether it was, before its end."""
+    limits = Limits(kill_after=source.uniform(0.0, 0.9 * scene.seconds))
     return scene.run(scene.name, out, limits).signal != 0
 
 
+def at_some_change(scene: Scene, out: Path, source: random.Random) -> bool:
+    """Run the command and kill it right before a change to a file: whether it was."""
+    limits = Limits(kill_before=source.randrange(scene.changes), below=str(out))
+    return scene.run(scene.name, out, limits).signal != 0
+
+
+def killed(scene: Scene, out: Path, source: random.Random) -> int:
+    """Run the command and kill it once or more; how often."""
+    kill = source.choice((at_some_time, at_some_change))
+    if not kill(scene, out, source):  # it was done before
+        shutil.rmtree(out)
+        if not at_some_change(scene, out, source):
+            raise Broken("it made fewer changes to files than a whole run does")
+    kills = 1
+    while True:
+        if not scene.holds(out):
+            raise Broken("it left something else than a whole run does")
+        kill = source.choice((at_some_time, at_some_change))
+        if source.random() < 0.7 or not kill(scene, out, source):
+            return kills
+        kills += 1
+
+
 def attack(name: str, seed: int, numbers: range) -> Counter[str]:
-    """Each number is one kill of the command and, with even chance, one more of what goes on."""
+    """Each number is a run of the command that is killed once or more, and goes on."""
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as place, Nursery("victim") as nursery:
         scene = Scene(nursery, Path(place), name)
         for number, source in draw(seed, numbers):
             out = scene.folder / str(number)
-            killed = 0
-            while killed == 0 or source.random() < 0.5:
-                if not kill(scene, out, source):
-                    break
-                killed += 1
-                if not scene.holds(out):
-                    raise Broken(f"kill {number}: it left something else than a whole run does")
-            scene.run(name, out)
-            if scene.fingerprint(out) != scene.wanted:
-                raise Broken(f"kill {number}: it went on to something else")
-            left = nursery.call("leftovers", [str(out)]).value
-            if left:
-                raise Broken(f"kill {number}: it leaves {left}")
+            try:
+                kills = killed(scene, out, source)
+                scene.run(name, out)
+                if scene.fingerprint(out) != scene.wanted:
+                    raise Broken("it went on to something else")
+                left = nursery.call("leftovers", [str(out)]).value
+                if left:
+                    raise Broken(f"it leaves {left}")
+            except Broken as error:
+                raise Broken(f"run {number}: {error}") from error
             shutil.rmtree(out)
-            outcomes["went on to the same bits" if killed else "ended before"] += 1
+            outcomes[f"killed {'once' if kills == 1 else 'more often'}, to the same bits"] += 1
     return outcomes
 
 
@@ -132,7 +149,7 @@ ATTACKS = tuple(
         f"`fastguide {name}` that was killed leaves nothing or something whole, and goes on to the "
         "same bits",
         partial(attack, name),
-        count=120,
+        count=100,
         bounded=1 if name in ("train", "sample") else 0,
         seconds=900.0,
     )

@@ -58,6 +58,7 @@ class Outcome:
         signal: that ended it, or 0.
         hung: whether it was killed at its limit of time.
         memory: most bytes that it held beyond those of the process that forked it.
+        changes: how many changes to files below `below` it lived to make.
     """
 
     value: Any = None
@@ -66,6 +67,7 @@ class Outcome:
     signal: int = 0
     hung: bool = False
     memory: int = 0
+    changes: int = 0
 
 
 class Nursery:
@@ -155,6 +157,7 @@ def fork(victim: Any, request: dict[str, Any], limits: Limits) -> Outcome:
 def run_child(victim: Any, request: dict[str, Any], limits: Limits, pipe: int) -> None:
     """The child: sets its limits, makes the call, writes what became of it, and ends."""
     reply: dict[str, Any]
+    seen = [0]
     try:
         if limits.memory is not None:
             most = held("VmSize") + limits.memory
@@ -162,7 +165,7 @@ def run_child(victim: Any, request: dict[str, Any], limits: Limits, pipe: int) -
         if limits.file is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file, limits.file))
         if limits.kill_before is not None:
-            kill_before(limits.kill_before, limits.below)
+            kill_before(limits.kill_before, limits.below, seen)
         with open(os.devnull, "w") as null:
             os.dup2(null.fileno(), 1)
             value = getattr(victim, request["function"])(*request["arguments"])
@@ -172,24 +175,24 @@ def run_child(victim: Any, request: dict[str, Any], limits: Limits, pipe: int) -
         reply = {"error": names, "message": str(error) or repr(error)}
         if "-v" in sys.argv:
             traceback.print_exc()
-    os.write(pipe, json.dumps(reply).encode())
+    os.write(pipe, json.dumps({**reply, "changes": seen[0]}).encode())
     os._exit(0)
 
 
-def kill_before(number: int, below: str) -> None:
-    """End this process by SIGKILL before its change `number` to a file below `below`."""
-    seen = 0
+def kill_before(number: int, below: str, seen: list[int]) -> None:
+    """End this process by SIGKILL before its change `number` to a file below `below`; those before
+    are counted in `seen`.
+    """
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal seen
         if event not in CHANGES or not str(arguments[0]).startswith(below):
             return
         reads = event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         if reads:
             return
-        if seen == number:
+        if seen[0] == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        seen += 1
+        seen[0] += 1
 
     sys.addaudithook(hook)
 
