@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_training import write_idx
 
 import fastguide as fg
 
@@ -41,8 +40,13 @@ def test_examples_draw(name, options, monkeypatch, tmp_path):
 
 
 def test_the_training_example(monkeypatch, tmp_path):
-    write_idx(tmp_path, count=40)
-    run("training", monkeypatch, tmp_path, tmp_path / "out", "--steps", 2, *("--width", 16))
+    for name in ("bright", "dark"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(64):
+            shade = number + (200 if name == "bright" else 0)
+            picture = Image.new("L", (8, 8), min(shade, 255))
+            picture.save(tmp_path / "data" / name / f"{number}.png")
+    run("training", monkeypatch, tmp_path / "data", tmp_path / "out", "--steps", 2, "--width", 16)
     assert fg.load(tmp_path / "out").negative
     assert (tmp_path / "out/samples.png").exists()
 
