@@ -106,6 +106,7 @@ class PerpNeg(Guidance):
         for name in ("scale", "weight"):
             if isinstance(getattr(self, name), Tensor):
                 raise TypeError(f"{name} is a tensor, but PerpNeg takes one number for all samples")
+            Term(Branch("null"), getattr(self, name), 0.0, name)  # which checks it
         if isinstance(self.scale, Real) and float(self.scale) == 1.0:
             raise ValueError("scale is 1, but PerpNeg needs another, as its null rows have none")
         super().__post_init__()

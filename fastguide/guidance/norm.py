@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from fastguide.common.checks import check_bool, shown
 from fastguide.guidance.base import Guidance, Modified, Term, check_guidance
 from fastguide.guidance.modifiers import Norm
 
@@ -31,8 +32,13 @@ class CFGNorm(Guidance):
 
     def __post_init__(self) -> None:
         check_guidance("CFGNorm", self.guidance)
+        check_bool("grows", self.grows)
         axes = self.axes
         if axes is not None:
+            if not isinstance(axes, (int, tuple, list)):
+                raise TypeError(
+                    f"axes is {shown(axes)}, but it should be integers, or None for all"
+                )
             found = (axes,) if isinstance(axes, int) else tuple(axes)
             if not found or any(isinstance(a, bool) or not isinstance(a, int) for a in found):
                 raise ValueError(f"axes is {axes!r}, but it should be integers, or None for all")

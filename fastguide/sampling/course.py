@@ -73,7 +73,8 @@ class Course:
         solver = named(self.solver) if isinstance(self.solver, str) else self.solver
         spacing, levels = self.spacing, self.levels
         if isinstance(solver, Named):
-            spacing, solver = spacing or solver.spacing, solver.solver
+            spacing = solver.spacing if spacing is None else spacing
+            solver = solver.solver
         if solver is not None and not isinstance(solver, Configured):
             raise TypeError(
                 f"solver is {solver!r}, but it should be a solver such as fastguide.ddim"

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from fastguide.common.checks import shown
 from fastguide.common.options import Configured
 from fastguide.solvers.adams import falling, gauss
 from fastguide.solvers.update import Map, Update, combine, transfer
@@ -44,6 +45,10 @@ def er_sde(
     if isinstance(noise_scaler, str) and noise_scaler not in SCALERS:
         known = ", ".join(repr(name) for name in SCALERS)
         raise ValueError(f"noise_scaler is {noise_scaler!r}, but it should be one of {known}")
+    if not isinstance(noise_scaler, str) and not callable(noise_scaler):
+        raise TypeError(f"noise_scaler is {shown(noise_scaler)}, but it should be a name or phi")
+    if points < 0:
+        raise ValueError(f"points is {points}, but it should not be negative")
     if order != 1:
         falling(levels, "er_sde")
     phi = SCALERS[noise_scaler] if isinstance(noise_scaler, str) else noise_scaler

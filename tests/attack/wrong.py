@@ -54,6 +54,7 @@ BY_ANNOTATION = {
     "Amount": [math.inf, torch.zeros(0), *(one for one in NUMBERS if one is not nothing)],
     "float": NUMBERS,
     "float | None": NUMBERS,
+    "float | tuple[float, ...]": NUMBERS,
     "int": WHOLE,
     "int | None": WHOLE,
     "bool": SWITCHES,
@@ -117,7 +118,8 @@ def of_guidance() -> Iterator[Wrong]:
             if one.default is inspect.Parameter.empty
         }
         for key, one in parameters.items():
-            values = BY_ANNOTATION.get(str(one.annotation).strip("'"), WORDS)
+            annotation = str(one.annotation).strip("'").removesuffix(" | None")
+            values = BY_ANNOTATION.get(annotation, WORDS)
             if key in ("classifier", "energy", "image_encoder"):
                 values = FUNCTIONS
             elif key in ("labels", "text_embedding"):
@@ -127,7 +129,8 @@ def of_guidance() -> Iterator[Wrong]:
             for value in values:
                 if value is None and one.default is None:
                     continue
-                make = partial(_guided, kind, {**given, key: value})
+                amount = {"weight": 0.1} if kind is fg.SLG else {}
+                make = partial(_guided, kind, {**amount, **given, key: value})
                 yield Wrong(f"fg.{name}", key, value, make)
 
 

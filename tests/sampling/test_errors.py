@@ -168,4 +168,4 @@ def test_the_error_names_the_argument_and_its_value(number):
     with pytest.raises(kind, match=message) as caught:
         make()
     assert caught.type is kind
-    assert len(str(caught.value)) < 600
+    assert len(str(caught.value)) < 900  # all solvers by name
