@@ -84,6 +84,9 @@ RECOMMENDED: dict[str, tuple[Recommended, ...]] = {
             "SLG", 3.0, (*_BLOCKS_789, *_SINGLE_789), (0.01, 0.15), "ComfyUI, SkipLayerGuidanceDiT"
         ),
     ),
+    "WanTransformer3DModel": (
+        Recommended("SLG", None, ("blocks.10",), None, "usual among users of Wan, on='negative'"),
+    ),
     "MochiTransformer3DModel": (
         Recommended("STG", 1.0, ("transformer_blocks.34",), None, "Hyung et al. 2024 (STG)"),
     ),
