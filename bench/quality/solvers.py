@@ -78,8 +78,10 @@ def sliced_distance(one: Tensor, other: Tensor) -> float:
 
 
 def steps_for(solver: Solver, evaluations: int) -> int | None:
-    """The steps with which `solver` takes at most `evaluations`, if it takes nearly as many."""
-    for steps in range(evaluations, 0, -1):
+    """The steps with which `solver` takes at most `evaluations`, if it takes nearly as many; two
+    or more.
+    """
+    for steps in range(evaluations, 1, -1):
         levels = fg.make_levels(PROCESS, steps)
         taken = sum(update.at is not None for update in solver.run(levels))
         if taken <= evaluations:
