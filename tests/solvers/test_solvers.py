@@ -71,7 +71,7 @@ def mixture(process):
     def end(solver, steps):
         return exact.run_in_fp64(evenly(process, steps, 1.2, 0.3), solver, net, prediction, start)
 
-    return end, end(fg.rho_rk(method="rk4"), 300)
+    return end, end(fg.rho_rk(method="rk4"), 200)
 
 
 def check_on_the_mixture(process, solver, order):
