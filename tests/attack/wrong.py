@@ -122,6 +122,8 @@ def of_guidance() -> Iterator[Wrong]:
             values = BY_ANNOTATION.get(annotation, WORDS)
             if key in ("classifier", "energy", "image_encoder"):
                 values = FUNCTIONS
+            elif key == "sigma":
+                values = NUMBERS
             elif key in ("labels", "text_embedding"):
                 values = [3.0, "x", {}, THING]
             elif key == "channels":
