@@ -17,6 +17,7 @@ from fastguide.common.options import Configured
 from fastguide.engine.captured import Way
 from fastguide.engine.known import Measurement
 from fastguide.engine.memory import Memory
+from fastguide.engine.plan import Noise
 from fastguide.engine.program import RowMode
 from fastguide.engine.stats import Stats
 from fastguide.engine.watch import Callback
@@ -72,6 +73,9 @@ class Sampler:
             goes with "steps"; a whole run is eager with one.
         max_captures: the captured runs that are kept, those that were used last.
         fallback: run eagerly where a capture does not fit, instead of the error.
+        noise: what updates draw: "independent" noise by (seed, evaluation, element), or
+            "brownian": the increments of one path by (seed, element) over sigma / (alpha + sigma),
+            so that runs of other step counts, levels or solvers approach the same image.
         strength: calls start from images, `init`, noised as far as this share of the steps goes
             (0.6 of 25 steps: the last 15), or to a `Level`; None: they start from noise.
 
@@ -98,6 +102,7 @@ class Sampler:
         max_captures: int = 8,
         fallback: bool = False,
         strength: float | Level | None = None,
+        noise: Noise = "independent",
     ) -> None:
         setup = set_up(model, shape, device, dtype)
         check_rows(rows)
@@ -107,7 +112,7 @@ class Sampler:
         self.shape, self.dtype = setup.settings.shape, setup.settings.dtype
         self._packing = (max_batch, max_wait)
         self._runner = Runner(setup.device, rows, graph, max_captures, fallback)
-        course = Course(guidance, solver, steps, spacing, levels, clamp, strength)
+        course = Course(guidance, solver, steps, spacing, levels, clamp, strength, noise)
         self._take(make_ready(setup, course, rows))
 
     def _take(self, planned: Planned) -> None:
@@ -128,11 +133,11 @@ class Sampler:
         return _remade, (self.model, {**what, **where, **how, **packing})
 
     def replaced(self, **changes: Any) -> Sampler:
-        """A sampler with another `guidance`, `solver`, `steps`, `spacing`, `levels`, `clamp` or
-        `strength`, by these names, as in the constructor; what is not named stays. The network,
-        its captured graphs, their memory and what `warmup` found are shared: where only numbers
-        differ (scales, eta, levels, clamps, an interval that ends between the same evaluations),
-        nothing is captured anew. Counts and requests are its own.
+        """A sampler with another `guidance`, `solver`, `steps`, `spacing`, `levels`, `clamp`,
+        `strength` or `noise`, by these names, as in the constructor; what is not named stays. The
+        network, its captured graphs, their memory and what `warmup` found are shared: where only
+        numbers differ (scales, eta, levels, clamps, an interval that ends between the same
+        evaluations), nothing is captured anew. Counts and requests are its own.
 
         Raises:
             ValueError, TypeError: an argument that is not as in the constructor.
@@ -322,7 +327,7 @@ def sample(
     dtype: torch.dtype | None = None,
     shape: Sequence[int] | None = None,
     device: torch.device | str | None = None,
-    noise: Tensor | None = None,
+    noise: Tensor | Noise | None = None,
     step_noise: Sequence[Tensor] | None = None,
     callback: Callback | None = None,
     check: bool = True,
@@ -332,9 +337,13 @@ def sample(
     mask: Tensor | None = None,
     measurement: Measurement | None = None,
 ) -> Tensor:
-    """Sample once, fp32 `[B, *shape]`: `Sampler(...)` and one call of it; see there."""
+    """Sample once, fp32 `[B, *shape]`: `Sampler(...)` and one call of it; see there. `noise` is
+    that of the call, a tensor, or that of the sampler, such as "brownian".
+    """
     course = (guidance, solver, steps, spacing, levels, clamp)
-    sampler = Sampler(model, *course, dtype, shape, device, strength=strength)
+    drawn: dict[str, Any] = {"noise": noise} if isinstance(noise, str) else {}
+    sampler = Sampler(model, *course, dtype, shape, device, strength=strength, **drawn)
+    noise = None if isinstance(noise, str) else noise
     part: dict[str, Any] = {"known": known, "mask": mask, "measurement": measurement}
     return sampler(cond, seeds, negative, noise, step_noise, callback, check, init=init, **part)
 

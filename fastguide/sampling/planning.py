@@ -111,4 +111,5 @@ def _plan(setup: Setup, course: Course, preview: bool = False) -> Plan:
         start=course.start,
         device=setup.device,
         choose=setup.choose,
+        noise=course.noise,
     )

@@ -29,7 +29,7 @@ def euler_ancestral_cfgpp(levels: Levels, eta: float = 1.0) -> Iterator[Update]:
     for now, to in levels.steps():
         down, up = ancestral_split(now, to, eta)
         x = transfer(now, to, to.alpha * down, "negative")
-        yield Update(now, {**x, "noise": to.alpha * up} if up else x)
+        yield Update(now, {**x, "noise": to.alpha * up} if up else x, over=(now, to))
 
 
 @Configured
