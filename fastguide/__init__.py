@@ -12,6 +12,7 @@ from fastguide.common.heap import keep_freed_memory
 from fastguide.engine.threshold import DynamicThreshold
 from fastguide.engine.watch import STOP, Progress
 from fastguide.guidance import *  # noqa: F403
+from fastguide.guidance.judges import CleanJudge, OpenCLIP
 from fastguide.model import Model
 from fastguide.ops import noise
 from fastguide.process import EDM, VP, Flow, Level, Prediction
@@ -32,11 +33,13 @@ __all__ = [
     "ByModules",
     "CheckpointError",
     "Classifier",
+    "CleanJudge",
     "DynamicThreshold",
     "Flow",
     "Level",
     "Model",
     "NonFiniteError",
+    "OpenCLIP",
     "Pool",
     "Prediction",
     "Progress",

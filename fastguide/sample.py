@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,8 @@ class Sampler:
             evaluation, or with True one of these, by size. Conditions, seeds, noise and all numbers
             of the plan may change. Batches are filled up to the next size of `warmup`. A callback
             goes with "steps"; a whole run is eager with one.
+        compile: run each program of the plan as one graph of `torch.compile`, or with these options
+            of it: once for each pattern and number of samples, at its first call or in `warmup`.
         max_captures: the captured runs that are kept, those that were used last.
         fallback: run eagerly where a capture does not fit, instead of the error.
         noise: what updates draw: "independent" noise by (seed, evaluation, element), or
@@ -103,8 +105,9 @@ class Sampler:
         fallback: bool = False,
         strength: float | Level | None = None,
         noise: Noise = "independent",
+        compile: bool | Mapping[str, Any] = False,
     ) -> None:
-        setup = set_up(model, shape, device, dtype)
+        setup = set_up(model, shape, device, dtype, compile)
         check_rows(rows)
         check_packing(max_batch, max_wait)
         check_graph(graph, setup.device)
@@ -126,7 +129,13 @@ class Sampler:
         course, runner = self._planned.course, self._runner
         names = [one.name for one in fields(course) if one.name != "upward"]
         what = {name: getattr(course, name) for name in names}
-        where = {"dtype": self.dtype, "shape": self.shape, "device": str(self.device)}
+        where: dict[str, Any] = {
+            "dtype": self.dtype,
+            "shape": self.shape,
+            "device": str(self.device),
+        }
+        compiled = self._planned.setup.compiled
+        where["compile"] = False if compiled is None else compiled.given or True
         limit = {} if runner.graphs is None else {"max_captures": runner.graphs.limit}
         how = {"rows": runner.rows, "graph": runner.graph, "fallback": runner.fallback, **limit}
         packing = dict(zip(("max_batch", "max_wait"), self._packing, strict=True))

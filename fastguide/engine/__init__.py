@@ -18,6 +18,7 @@ Run, `run` calling those below it for each evaluation:
         known       what is known of the images, put back after every update
       evaluate    the deltas of a pattern and their weights: what `ops.step` combines
         predict     the passes: the network's times and conditions, other networks, degraded inputs
+          compiled    or as one graph of `torch.compile`
           rows        a program's stages on batches of rows: forks, joins, routing
           degrade     SAG's second input
         gradient    REG's chain rule, and gradients of potentials (classifier, CLIP, energies)
