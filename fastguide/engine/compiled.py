@@ -61,7 +61,8 @@ class Compiled:
                 self._functions[key] = program, torch.compile(_graph(program), **self.options)
             function = self._functions[key][1]
         scale = None if context.nag is None else context.nag.scale
-        tau = None if context.nag is None else (context.nag.tau, context.nag.alpha)
+        nag = context.nag
+        tau = None if nag is None else (nag.tau, nag.alpha, nag.shared, nag.alone)
         outputs, observed = function(
             x, t, conds, batch, shape, context.seeds, context.time, scale, tau
         )
@@ -97,7 +98,7 @@ def _graph(program: Program) -> Callable[..., Any]:
         seeds: Tensor | None,
         time: Tensor | None,
         scale: Tensor | None,
-        tau: tuple[float, float] | None,
+        tau: tuple[float, float, bool, bool] | None,
     ) -> tuple[list[Tensor], dict[Any, Any]]:
         nag = None if scale is None or tau is None else Normalized(scale, *tau)
         context = Context(seeds, time, nag)

@@ -69,6 +69,10 @@ def test_a_sample_alone_and_the_definition():
         (fg.EDM(0.02, 20.0), "dpmpp_2m_sde"),
         (fg.EDM(0.02, 20.0), "dpmpp_3m_sde"),
         (fg.VP("cosine"), "predictor_corrector:corrections=0,predictor=reverse"),
+        (fg.EDM(0.02, 20.0), "dpmpp_sde"),
+        (fg.EDM(0.02, 20.0), "dpmpp_2s_ancestral"),
+        (fg.Flow(), "er_sde"),
+        (fg.Flow(), "sa_solver"),
     ],
 )
 def test_runs_of_more_steps_approach_one_image(process, solver):

@@ -12,7 +12,7 @@ from fastguide.engine.compiled import Compiled, check_compilable
 from fastguide.engine.passes import Conditions, Passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import Plan
-from fastguide.engine.predict import Predict
+from fastguide.engine.predict import Predict, Times
 from fastguide.engine.program import Program
 from fastguide.engine.rows import Context, bind, run_program
 from fastguide.guidance.base import Branch
@@ -30,8 +30,9 @@ class Stepwise(Predict):
         dtype: torch.dtype,
         outputs: int,
         compiled: Compiled | None,
+        times: Times | None = None,
     ) -> None:
-        super().__init__(plan, passes, conditions, seeds, dtype, outputs)
+        super().__init__(plan, passes, conditions, seeds, dtype, outputs, times)
         self.compiled = compiled
         self.given: Mapping[Branch, Tensor] | None = None  # predictions that are there already
         self.check: Callable[[], None] | None = None  # before the network runs for others
