@@ -221,18 +221,30 @@ def test_the_mean_form_of_energies_and_clip(kind, of):
 
 
 def test_posterior_sampling_by_a_measurement():
-    """As docs/images.md writes it: nearer to what was measured, with and without a mask's help."""
+    """As docs/images.md writes it: x0 + w sigma^2 / alpha d(-|A x0(x) - y|) / dx, at one level; and
+    a whole run ends nearer to what was measured.
+    """
     model = exact.two_classes(exact.PROCESSES["edm"])
     measured = fg.pooled(2)(torch.randn(3, *model.shape))
 
     def energy(x0, t):
-        return (fg.pooled(2)(x0) - measured).flatten(1).norm(dim=1)
+        return (fg.pooled(2)(x0) - measured.to(x0.dtype)).flatten(1).norm(dim=1)
 
-    run = {"steps": 20, "seeds": range(3)}
-    plain = fg.sample(model, LABELS, None, "heun", **run)
-    led = fg.sample(model, LABELS, fg.EnergyGuidance(energy, 4.0, of="denoised"), "heun", **run)
-    off = [energy(images, None) for images in (led, plain)]
-    assert (off[0] < 0.5 * off[1]).all()
+    at = model.process.at_ratio(0.7)
+    levels = fg.Levels.from_sigmas(model.process, [0.7])
+    guidance = fg.EnergyGuidance(energy, 1.5, of="denoised")
+    got = fg.sample(model, LABELS, guidance, levels=levels, seeds=range(3))
+    x = (at.sigma * fg.noise(range(3), model.shape).double()).requires_grad_()
+    a, b = model.prediction.denoised(at)
+    t = torch.full((3,), model.prediction.net_time(at), dtype=torch.float64)
+    clean = a * x + b * model.net(model.prediction.input_scale(at) * x, t, LABELS)
+    gradient = torch.autograd.grad(-energy(clean, t).sum(), x)[0]
+    want = clean + 1.5 * at.sigma**2 / at.alpha * gradient
+    torch.testing.assert_close(got.double(), want.detach(), rtol=1e-4, atol=1e-4)
+    run = {"steps": 12, "seeds": range(3)}
+    ends = [fg.sample(model, LABELS, one, "heun", **run) for one in (guidance, None)]
+    led, plain = (energy(images, None) for images in ends)
+    assert (led < plain - 0.1).all()
 
 
 def test_the_mean_form_beside_a_delta_that_adaptive_guidance_drops():
