@@ -28,39 +28,33 @@ def graphs():
 def test_one_graph_for_each_program_and_the_same_samples(graphs):
     found, backend = graphs
     model = model_of(dit())
-    guidance = fg.CFG(3.0, fg.interval(0.4, 2.0, over="t")) + fg.PAG(1.0) + fg.TPG(0.5)
-    sampler = fg.Sampler(model, guidance, steps=4, compile={"backend": backend})
-    want = fg.sample(model, LABELS, guidance, steps=4, seeds=range(2))
+    guidance = fg.CFG(3.0, fg.interval(0.4, 2.0, over="t")) + fg.PAG(1.0)
+    sampler = fg.Sampler(model, guidance, steps=3, compile={"backend": backend})
+    want = fg.sample(model, LABELS, guidance, steps=3, seeds=range(2))
     for _ in range(2):
         got = sampler(LABELS, range(2))
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
     assert len(found) == 2  # within the interval and outside; fullgraph: a break is an error
-    less = fg.CFG(2.0, fg.interval(0.4, 2.0, over="t")) + fg.PAG(2.0) + fg.TPG(0.1)
-    for other in (sampler.replaced(guidance=less), sampler.replaced(steps=6, solver="heun")):
-        plain = fg.Sampler(model, other.guidance, steps=len(other.plan.levels.points) - 1,
-                           solver=other._planned.course.solver)  # fmt: skip
-        torch.testing.assert_close(
-            other(LABELS, range(2)), plain(LABELS, range(2)), rtol=1e-4, atol=1e-5
-        )
-    assert len(found) == 2
-    assert sampler(LABELS[:1], [0]).shape[0] == 1
+    less = fg.CFG(2.0, fg.interval(0.4, 2.0, over="t")) + fg.PAG(2.0)
+    other = sampler.replaced(guidance=less, steps=4)
+    plain = fg.Sampler(model, less, steps=4)
+    torch.testing.assert_close(
+        other(LABELS, range(2)), plain(LABELS, range(2)), rtol=1e-4, atol=1e-5
+    )
+    assert sampler.memory(2).run > 0
+    assert len(found) == 2  # neither other numbers nor an estimate compile anything
+    sampler(LABELS[:1], [0])
     assert len(found) == 4  # another number of samples
-    assert sampler.memory(2).total > 0
-    assert len(found) == 4
-    sampler.submit(torch.tensor(0), 1).result(60)
-    sampler.close()
 
 
-@pytest.mark.parametrize("rows", ["batched", "sequential"])
-def test_attention_that_is_observed_and_mixed(graphs, rows):
+def test_attention_that_is_observed_and_mixed(graphs):
     """SAG's second pass, and NAG, whose scale is a number of the plan."""
     _, backend = graphs
     model = model_of(dit())
-    for guidance in (fg.SAG(0.8) + fg.CFG(2.0), fg.NAG(2.0) + fg.ICG(1.5)):
-        settings = {"steps": 3, "rows": rows}
-        want = fg.Sampler(model, guidance, **settings)(LABELS, range(2))
-        sampler = fg.Sampler(model, guidance, **settings, compile={"backend": backend})
-        torch.testing.assert_close(sampler(LABELS, range(2)), want, rtol=1e-4, atol=1e-4)
+    guidance = fg.SAG(0.8) + fg.NAG(2.0)
+    want = fg.sample(model, LABELS, guidance, steps=2, seeds=range(2))
+    sampler = fg.Sampler(model, guidance, steps=2, compile={"backend": backend})
+    torch.testing.assert_close(sampler(LABELS, range(2)), want, rtol=1e-4, atol=1e-4)
 
 
 def test_a_copy_compiles_for_itself():
