@@ -14,6 +14,8 @@ from test_perturbation import dit, model_of
 
 import fastguide as fg
 
+LED = fg.EnergyGuidance(energy, 0.01, form="mean")
+
 
 def results(staged, exactly):
     """Samples by most of what makes tensors: schedules, projections, masks, noise, requests."""
@@ -28,6 +30,7 @@ def results(staged, exactly):
         fg.sample(exactly, [0, 1], fg.REG(fg.CFG(scales)).rescale(0.5), **run),
         fg.sample(exactly, 1, moving, "dpmpp_2m_sde", **run),
         fg.sample(exactly, None, fg.FDG(2.0, 3.0), "ddim_cfgpp", **run),
+        fg.sample(exactly, 1, LED, "ddpm", noise="brownian", **run),
     ]
     sampler = fg.Sampler(staged, fg.CFG(2.0) + fg.PAG(1.0), steps=3)
     found.append(sampler.submit(0, 3, guidance=fg.CFG(1.5)).result(60))
