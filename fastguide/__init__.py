@@ -18,7 +18,9 @@ from fastguide.process import EDM, VP, Flow, Level, Prediction
 from fastguide.sample import Sampler, invert, sample
 from fastguide.sampling.finite import NonFiniteError
 from fastguide.sampling.measurements import grey, pooled
+from fastguide.sampling.rollout import Rollout
 from fastguide.serving.pool import Pool
+from fastguide.serving.server import Server
 from fastguide.solvers import *  # noqa: F403
 from fastguide.spacing import *  # noqa: F403
 from fastguide.staging.modules import ByModules
@@ -40,7 +42,9 @@ __all__ = [
     "Pool",
     "Prediction",
     "Progress",
+    "Rollout",
     "Sampler",
+    "Server",
     "TextImage",
     "accelerate",
     "from_diffusers",

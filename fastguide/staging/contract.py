@@ -168,7 +168,8 @@ def embed_times(net: Any) -> Callable[[Tensor], Tensor] | None:
 def is_compiled(net: Any) -> bool:
     """Whether `torch.compile` made one piece of the module."""
     dynamo = sys.modules.get("torch._dynamo")  # loaded by whoever compiled something; it is heavy
-    return dynamo is not None and isinstance(net, dynamo.OptimizedModule)
+    whole = getattr(dynamo, "OptimizedModule", None)  # None while another thread imports it
+    return whole is not None and isinstance(net, whole)
 
 
 def uncompiled() -> AbstractContextManager[Any]:
