@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,9 +14,10 @@ from fastguide.common.hashing import hash_once
 from fastguide.engine.age import Age
 from fastguide.engine.order import is_negative, negatives, ordered
 from fastguide.guidance.base import POSITIVE, Branch, Guidance
-from fastguide.guidance.modifiers import Rectified
+from fastguide.guidance.modifiers import Norm, Rectified
 from fastguide.guidance.schedule import values_of
 from fastguide.process import Level
+from fastguide.spacing import Levels
 from fastguide.staging.contract import TIME
 from fastguide.staging.perturbation import Layers, NoisyTime
 
@@ -29,6 +31,7 @@ class Nag:
     layers: tuple[str, ...]
     tau: float
     alpha: float
+    shared: bool = False
 
 
 @hash_once
@@ -72,6 +75,16 @@ class Pattern:
     def projects(self) -> bool:
         """Whether weights depend on inner products."""
         return any(b.projection is not None or b.rescales for b in self.branches)
+
+    @cached_property
+    def norm(self) -> Norm | None:
+        """What the guided prediction is held to, where a branch has it."""
+        return next((b.norm for b in self.branches if b.norm is not None), None)
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the weights of an evaluation are not the plan's."""
+        return self.projects or self.norm is not None
 
     @cached_property
     def settled(self) -> Pattern:
@@ -121,10 +134,15 @@ def make_patterns(
     levels: list[Level],
     needed: list[bool],
     choose: Callable[[Layers], tuple[str, ...]],
+    run: Levels,
 ) -> tuple[list[Pattern], list[Tensor], Tensor, int | None]:
     """Per evaluation: the pattern, the weights of x and of its branches fp64 `[B or 1, 1 + K]`, and
     NAG's scale fp64 `[E, B or 1]`; then the batch that the guidance holds values for. Where
     `needed`, the negative branch comes first beside the positive one, whatever its weight.
+
+    Args:
+        levels: of the evaluations.
+        run: the levels that the steps lead to.
 
     Raises:
         ValueError: a negative branch is needed, but there is none; a schedule that is not finite;
@@ -149,16 +167,18 @@ def make_patterns(
     if any(needed) and guidance is not None:
         totals = {**negatives(totals), **totals}
     totals = ordered(totals, any(needed))
+    _check_norms(totals, any(needed))
     within = _within(totals, levels)
     zero_steps = max([0, *(b.projection.zero_steps for b in totals if b.projection is not None)])
     ages = {branch: Age(branch.every, batch or 1) for branch in totals}
     hows = [branch.rectified for branch in totals if branch.rectified is not None]
     factor_age = Age(hows[0].every if hows else 1, batch or 1)
     nags, nag_scales = _nags(guidance, levels, batch, choose)
+    zeroed = _zeroed(levels, run, zero_steps)
     patterns, packed = [], []
     ones = torch.ones(batch or 1, dtype=torch.float64, device="cpu")
     for e in range(len(levels)):
-        if e < zero_steps:
+        if zeroed[e]:
             if needed[e]:
                 raise ValueError(
                     f"zero_steps is {zero_steps}, but it should be 0 for a solver that reads the "
@@ -187,6 +207,36 @@ def make_patterns(
         patterns.append(Pattern((POSITIVE, *on), nags[e], frozenset(held), refreshed))
         packed.append(torch.stack([ones, ones, *on.values()], dim=1))
     return patterns, packed, nag_scales, batch
+
+
+def _check_norms(totals: dict[Branch, Tensor], needed: bool) -> None:
+    norms = {branch.norm for branch in totals if branch.norm is not None}
+    if len(norms) > 1:
+        raise ValueError(f"guidance holds {len(norms)} CFGNorms, but it should be one: of a sum")
+    if norms and needed:
+        raise ValueError(
+            "guidance holds a CFGNorm, but the solver reads the negative's image (CFG++)"
+        )
+    beside = [b for b in totals if b.norm is None and (b.projection is not None or b.rescales)]
+    if norms and beside:
+        raise ValueError(
+            "guidance holds a projection or rescale beside a CFGNorm, but it should be within"
+        )
+
+
+def _zeroed(levels: list[Level], run: Levels, steps: int) -> list[bool]:
+    """Whether each evaluation is one of the first `steps` steps, counted from the noisiest level.
+    Of two evaluations at the level between two steps one belongs to each.
+    """
+    if steps == 0:
+        return [False] * len(levels)
+    points = sorted(run.points, key=lambda point: point.ratio, reverse=True)
+    end = points[min(steps, len(points) - 1)].ratio
+    again = [one.ratio == other.ratio for one, other in pairwise(levels)] + [False]
+    return [
+        at.ratio > end or (at.ratio == end and follows != run.rising)
+        for at, follows in zip(levels, again, strict=True)
+    ]
 
 
 def _within(totals: dict[Branch, Tensor], levels: list[Level]) -> list[bool]:
@@ -234,6 +284,6 @@ def _nags(
     if not inside:
         return [None] * len(levels), torch.ones(len(levels), 1, dtype=torch.float64, device="cpu")
     one = inside[0]
-    nag = Nag(choose(one.layers), one.tau, one.alpha)
+    nag = Nag(choose(one.layers), one.tau, one.alpha, one.shared)
     weights = one.term.weights(levels).expand(len(levels), batch or 1)
     return [nag if bool(w.any()) else None for w in weights], 1.0 + weights
