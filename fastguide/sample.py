@@ -226,8 +226,8 @@ class Sampler:
             trajectory.append(state[0][: len(numbers)].clone())
             return False
 
-        samples, *bad = self._runner.run(planned, inputs, look=look)
-        check_finite(planned.plan, samples, *bad, numbers)
+        samples, first_bad, bad_gradient = self._runner.run(planned, inputs, look=look)
+        check_finite(planned.plan, samples, first_bad, bad_gradient, numbers)
         return rollout_of(planned.plan, torch.stack(trajectory), numbers, inputs.step_noise)
 
     @torch.inference_mode(False)

@@ -16,7 +16,7 @@ from fastguide.engine.plan import At, Fact, Plan
 from fastguide.engine.predict import Predict
 from fastguide.engine.run import update
 from fastguide.engine.stacked import FACTS, NAG, SLOTS, TIME, WEIGHTS, WIDTH, Kind
-from fastguide.guidance.base import POSITIVE, Other
+from fastguide.guidance.base import POSITIVE, Condition, Other
 from fastguide.spacing import Levels
 
 BAD = ("bad_gradient", POSITIVE, "")
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
     seeds: Tensor
     number: Tensor
     first_bad: Tensor
-    conditions: dict[Other | None, dict[str, Any]]
+    conditions: dict[Other | None, dict[Condition, Any]]
     target: Any
     kept: Kept
 

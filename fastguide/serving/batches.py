@@ -102,7 +102,7 @@ class Batches:
         for name in set().union(*(one.kept for one in members)):
             kept[name] = places.kept[name].index_select(0, index)
         passes, levels = None, members[0].plan.plan.levels
-        fixed: dict[Other | None, dict[str, Any]] = {}
+        fixed: dict[Other | None, dict[Condition, Any]] = {}
         target: Any = None
         times: dict[Other | None, Tensor] = {}
         pattern = kind.row.pattern
@@ -229,7 +229,9 @@ class Batches:
             self._needs[pattern] = Needs(unique, target)
         return self._needs[pattern]
 
-    def _read(self, one: Live, pattern: Pattern) -> tuple[dict[Other | None, dict[str, Any]], Any]:
+    def _read(
+        self, one: Live, pattern: Pattern
+    ) -> tuple[dict[Other | None, dict[Condition, Any]], Any]:
         """What an evaluation of the pattern reads of a request's conditions."""
         needs = self._needs_of(pattern)
         fixed = {
@@ -240,7 +242,7 @@ class Batches:
 
     def _together(
         self, members: Sequence[Live], pattern: Pattern
-    ) -> tuple[dict[Other | None, dict[str, Any]], Any]:
+    ) -> tuple[dict[Other | None, dict[Condition, Any]], Any]:
         """The conditions of a batch; those of the batch before, where it has the same members."""
         who = (pattern, tuple(one.order for one in members))
         if self._joined[0] != who:
