@@ -92,7 +92,7 @@ def step(
         deltas,
         None if factor is None else as_planes(factor, 1),
         factored,
-        number,
+        *(() if number is None else (number,)),
     )
 
 
