@@ -185,7 +185,6 @@ class Loop:
             self.counts.passed = max(self.counts.passed, *(one.longest for one in self.live))
             self._run(batch)
             self._pace()
-        self.counts.live, self.counts.waiting = len(self.live), len(self.waiting)
 
     def _pace(self) -> None:
         """Let the device be at most two evaluations behind, so that who joins need not wait."""
@@ -353,7 +352,8 @@ class Loop:
 
     def stats(self) -> Counts:
         """The counts so far."""
-        return replace(self.counts, waiting=self.inbox.qsize() + len(self.waiting))
+        waiting = self.inbox.qsize() + len(self.waiting)
+        return replace(self.counts, waiting=waiting, live=len(self.live))
 
 
 def _ended(by: BaseException) -> RuntimeError:
