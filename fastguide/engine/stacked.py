@@ -78,6 +78,10 @@ class Stackable:
             raise ValueError(
                 f"guidance holds values for {plan.batch} samples, but a request is one"
             )
+        if plan.path is not None:
+            raise ValueError(
+                "noise is 'brownian', but requests that share batches draw 'independent' noise"
+            )
         history = [name for name in plan.slots if name not in ("x", PREVIEW)]
         if HISTORY + len(history) > SLOTS:
             raise ValueError(

@@ -93,7 +93,9 @@ def make_ready(
     if lay_out and any(pattern.graph for pattern in plan.patterns):
         nets[None] = differentiable(nets[None])
     passes: dict[RowMode, Mapping[Pattern, Passes]] = {
-        mode: {pattern: make_passes(pattern, nets, mode) for pattern in plan.patterns}
+        mode: {
+            pattern: make_passes(pattern, nets, mode, setup.compiled) for pattern in plan.patterns
+        }
         for mode in get_args(RowMode)
         if lay_out and (mode != "beside" or possible)
     }
@@ -113,4 +115,5 @@ def _plan(setup: Setup, course: Course, preview: bool = False) -> Plan:
         start=course.start,
         device=setup.device,
         choose=setup.choose,
+        noise=course.noise,
     )

@@ -49,6 +49,8 @@ def check_rollout(plan: Plan, known: object) -> None:
         raise ValueError(
             "known is given with a rollout, but what is put back after a step has no density"
         )
+    if plan.path is not None:
+        raise ValueError("noise is 'brownian', but a rollout needs steps that are 'independent'")
     if plan.learned:
         raise ValueError(
             "rollout is asked of a solver with a learned variance, but it should be one whose "

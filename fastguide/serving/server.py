@@ -104,6 +104,11 @@ class Server:
             if (dtype, shape, device) != (None, None, None):
                 raise ValueError("dtype, shape and device are those of the sampler that is given")
             self._setup: Setup = model._planned.setup
+            if self._setup.compiled is not None:
+                raise ValueError(
+                    "model is a Sampler with compile, but a server runs the network as it is: "
+                    "compile its blocks instead"
+                )
             self._course = model._planned.course
         else:
             self._setup = set_up(model, shape, device, dtype)

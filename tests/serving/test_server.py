@@ -355,3 +355,10 @@ def test_arguments_of_a_server(model):
         fg.Server(model, graph=True)
     with pytest.raises(ValueError, match="those of the sampler"):
         fg.Server(fg.Sampler(model), dtype=torch.float32)
+    with pytest.raises(ValueError, match="a Sampler with compile"):
+        fg.Server(fg.Sampler(model, compile=True))
+    along = fg.Sampler(model, solver=fg.euler_ancestral, noise="brownian")
+    with pytest.raises(ValueError, match="noise is 'brownian'"):
+        along.rollout(0, 0)
+    with fg.Server(along) as server, pytest.raises(ValueError, match="noise is 'brownian'"):
+        server.submit(0)
