@@ -4,7 +4,7 @@ hardware.
 
 from fastguide import guidance, solvers, spacing
 from fastguide.adapters.diffusers import accelerate, from_diffusers, guide
-from fastguide.assets import load
+from fastguide.assets import load, loader
 from fastguide.checkpoint.judges import Classifier, TextImage, load_classifier, load_text_image
 from fastguide.checkpoint.models import CheckpointError, save
 from fastguide.common import images
@@ -52,6 +52,7 @@ __all__ = [
     "load",
     "load_classifier",
     "load_text_image",
+    "loader",
     "noise",
     "pooled",
     "sample",

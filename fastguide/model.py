@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class Model:
         layers: for a network without stages of its own whose layers guidance should reach, which of
             its submodules they are: a list of blocks ("blocks"), several, or "auto". `net` is then
             `fg.ByModules(net, layers)`, which has further settings.
+        source: what it was loaded from: the name of a bundled model, or a folder.
     """
 
     net: Net
@@ -52,6 +53,7 @@ class Model:
     variance: bool = False
     usual: Callable[[int], Any] | None = None
     layers: str | Sequence[str] | None = None
+    source: str = field(default="", compare=False)
 
     @property
     def parameter(self) -> Tensor | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fastguide.checkpoint import models as checkpoint
+from fastguide.checkpoint.judges import load_classifier, load_text_image
 from fastguide.model import Model
 
 _HERE = Path(__file__).parent
@@ -29,10 +33,37 @@ def load(
             another version.
     """
     if isinstance(name, str) and name in bundled():
-        return checkpoint.load(_HERE / name, device, dtype)
+        return replace(checkpoint.load(_HERE / name, device, dtype), source=name)
     if not Path(name).exists():
         known = ", ".join(bundled()) or "none"
         raise checkpoint.CheckpointError(
             f"model is {str(name)!r}, but that is neither a folder nor a bundled model ({known})"
         )
     return checkpoint.load(name, device, dtype)
+
+
+def loader(
+    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Callable[[str, str], Any]:
+    """What `parse(text, load=loader())` finds the networks with that a text names: bundled models
+    and folders of models, classifiers and text-image encoders. A folder is read once.
+
+    Raises:
+        CheckpointError, when it is called: see `load`.
+
+    Example:
+        >>> fastguide.parse("autoguidance:2,weak=bench/models/fashion-weak", fastguide.loader())
+    """
+    kinds: dict[str, Callable[..., Any]] = {
+        "model": load,
+        "classifier": load_classifier,
+        "text_image": load_text_image,
+    }
+    found: dict[tuple[str, str], Any] = {}
+
+    def loaded(kind: str, name: str) -> Any:
+        if (kind, name) not in found:
+            found[kind, name] = kinds[kind](name, device, dtype)
+        return found[kind, name]
+
+    return loaded

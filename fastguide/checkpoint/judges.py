@@ -28,6 +28,7 @@ class Classifier:
             `prediction.input_scale` times the noisy image, t is `prediction.net_time`.
         shape: one sample without the batch.
         class_names: of the logits.
+        source: the folder that it was loaded from.
     """
 
     net: Encoder
@@ -35,6 +36,7 @@ class Classifier:
     prediction: Prediction
     shape: tuple[int, ...]
     class_names: tuple[str, ...] = ()
+    source: str = ""
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.net(x, t)
@@ -47,8 +49,8 @@ class TextImage:
 
     Args:
         net: both encoders.
-        process, prediction, shape, class_names: as `Classifier` has them; the names are the texts
-            it was taught.
+        process, prediction, shape, class_names, source: as `Classifier` has them; the names are the
+            texts it was taught.
     """
 
     net: TextImageNet
@@ -56,6 +58,7 @@ class TextImage:
     prediction: Prediction
     shape: tuple[int, ...]
     class_names: tuple[str, ...] = ()
+    source: str = ""
 
     def image(self, x: Tensor, t: Tensor) -> Tensor:
         """Unit embeddings `[B, D]`; x and t as `Classifier` is given them."""
@@ -96,7 +99,8 @@ def load_classifier(
     Raises:
         CheckpointError: there is no such folder, or it is damaged, or of another kind.
     """
-    return Classifier(*checkpoint.read(folder, {"Encoder": Encoder}, device, dtype))
+    stored = checkpoint.read(folder, {"Encoder": Encoder}, device, dtype)
+    return Classifier(*stored, source=str(folder))
 
 
 def load_text_image(
@@ -107,4 +111,5 @@ def load_text_image(
     Raises:
         CheckpointError: there is no such folder, or it is damaged, or of another kind.
     """
-    return TextImage(*checkpoint.read(folder, {"TextImageNet": TextImageNet}, device, dtype))
+    stored = checkpoint.read(folder, {"TextImageNet": TextImageNet}, device, dtype)
+    return TextImage(*stored, source=str(folder))

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,7 +117,7 @@ def load(
     Raises:
         CheckpointError: see the class.
     """
-    return describe(*read(folder, NETS, device, dtype))
+    return replace(describe(*read(folder, NETS, device, dtype)), source=str(folder))
 
 
 def read(

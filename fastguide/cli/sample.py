@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastguide.cli.dtypes import COMPUTED, dtype_of
-from fastguide.cli.guidance import HELP, SCHEDULES, parse_guidance, parse_schedule
+from fastguide.cli.guidance import HELP, SCHEDULES, parse_guidance
 
 if TYPE_CHECKING:
     from fastguide.model import Model
@@ -23,9 +23,12 @@ def sample(
     negative: Annotated[str, typer.Option(help="negative class: a name or a number")] = "",
     guidance: Annotated[str, typer.Option(help=HELP)] = "auto",
     scale: Annotated[
-        float, typer.Option(help="of cfg and superconditioning without a number; 1 is off")
-    ] = 3.0,
-    schedule: Annotated[str, typer.Option(help=f"of the guidance: {SCHEDULES}")] = "constant",
+        float | None,
+        typer.Option(help="where the guidance has no number for one; 1 is off [default: 3]"),
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help=f"of what has none of its own: {SCHEDULES}")
+    ] = None,
     solver: Annotated[str, typer.Option(help="with options as in ddim:eta=1")] = "ddim",
     spacing: Annotated[str, typer.Option(help="of the levels, as in karras:rho=7")] = "",
     steps: int = 25,
@@ -70,7 +73,7 @@ def sample(
         raise ValueError(f"negative is {negative!r}, but it should be one class")
     sampler = fg.Sampler(
         loaded,
-        guidance=parse_guidance(guidance, scale, parse_schedule(schedule), loaded),
+        guidance=parse_guidance(guidance, loaded, scale, schedule),
         solver=solver,
         steps=steps,
         spacing=spacing or None,

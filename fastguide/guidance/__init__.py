@@ -11,6 +11,7 @@ from fastguide.guidance.projections import APG, MAMBO, TCFG, Adaptive, CFGZeroSt
 from fastguide.guidance.reg import REG
 from fastguide.guidance.sag import SAG
 from fastguide.guidance.schedule import constant, cosine, interval, linear
+from fastguide.guidance.text import parse
 
 __all__ = [
     "APG",
@@ -41,4 +42,5 @@ __all__ = [
     "cosine",
     "interval",
     "linear",
+    "parse",
 ]

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from fastguide.common.checks import check_name
 from fastguide.guidance.base import Amount, Branch, Condition, Factor, Guidance, Term
 from fastguide.staging.perturbation import (
     BlurredQueries,
     Identity,
+    LayerNames,
     Perturbation,
     Shuffled,
     Skipped,
@@ -44,7 +45,7 @@ class _Layered(Guidance):
     """What the classes below share: the perturbation is all that differs."""
 
     weight: Amount
-    layers: Any = "mid"
+    layers: LayerNames = "mid"
     schedule: Factor = None
     of: Condition = "cond"
     every: int = 1

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from fastguide.common.checks import check_number
 from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Inside, Term
-from fastguide.staging.perturbation import as_layers
+from fastguide.staging.perturbation import LayerNames, as_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +26,7 @@ class NAG(Guidance):
     scale: Amount = 5.0
     tau: float = 2.5
     alpha: float = 0.25
-    layers: Any = "all"
+    layers: LayerNames = "all"
     schedule: Factor = None
 
     def __post_init__(self) -> None:
