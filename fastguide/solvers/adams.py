@@ -21,6 +21,17 @@ _NODES, _WEIGHTS = (tuple(map(float, values)) for values in leggauss(32))
 _HISTORY = ("eps1", "eps2", "eps3")  # of the evaluations before this one, newest first
 
 
+def _falling(levels: Levels, name: str) -> None:
+    """Raise ValueError where levels rise: a polynomial in r is then extrapolated over steps that
+    each are larger than all before, and its weights grow without bound.
+    """
+    if levels.rising:
+        raise ValueError(
+            f"solver is {name}, which extrapolates in sigma / alpha: its steps grow upwards, and "
+            "an inversion by it diverges; take fastguide.ddim, heun, deis, dpmpp_2m or unipc"
+        )
+
+
 def _integrals(nodes: Sequence[float], end: float, of: Callable[[float], float]) -> list[float]:
     """Integrals from the first node to `end` of each Lagrange polynomial on `nodes`, times `of`."""
     out, start = [], nodes[0]
@@ -71,7 +82,7 @@ def _multistep(
     steps = list(levels.steps())
     for i, (now, to) in enumerate(steps):
         gains: list[float] = []
-        used = min(before, len(steps) - i - 1) if lower_order_final else before
+        used = min(before, len(steps) - i - 1) if lower_order_final or levels.rising else before
         if past and used and (to_data or to.sigma > 0.0) and to.alpha > 0.0:
             nodes = [variable(r) for r in (now.ratio, *past[:used])]
             gains = _integrals(nodes, variable(to.ratio), slope)
@@ -84,8 +95,10 @@ def _multistep(
 def lms(levels: Levels, order: int = 4) -> Iterator[Update]:
     """Linear multistep in r (Adams-Bashforth with unequal steps; k-diffusion's LMS).
 
-    The run starts with steps of order 1, 2, 3, which limit the whole to order 2.
+    The run starts with steps of order 1, 2, 3, which limit the whole to order 2. Not for inversion.
     """
+    if order != 1:
+        _falling(levels, "lms")
     yield from _multistep(levels, order, lambda r: r, lambda _: 1.0, to_data=True)
 
 
@@ -112,10 +125,11 @@ def pndm(levels: Levels, warmup: bool = True, middle: str = "t") -> Iterator[Upd
     without (PLMS, as Stable Diffusion runs it) the first step is corrected by a second evaluation
     at its end and the order rises from there. Runge-Kutta evaluates half-way in "t" as published,
     or in "ratio". The weights are exact for levels that are equally spaced in r: there the order is
-    4 (with middle="ratio"), elsewhere 2.
+    4 (with middle="ratio"), elsewhere 2. Not for inversion.
     """
     if middle not in ("t", "ratio"):
         raise ValueError(f"middle is {middle!r}, but it should be 't' or 'ratio'")
+    _falling(levels, "pndm")
     steps = list(levels.steps())
     known = 0
     for i, (now, to) in enumerate(steps):

@@ -101,9 +101,11 @@ def _history(names: tuple[str, str], value: Map, known: int, order: int) -> dict
     return keep
 
 
-def _limited(past: list[float], left: int, lower_order_final: bool) -> list[float]:
-    """What of the past a step may use with `left` steps to go, its own included."""
-    return past[: left - 1] if lower_order_final else past
+def _limited(past: list[float], left: int, lower: bool) -> list[float]:
+    """What of the past a step may use with `left` steps to go, its own included. Upwards the last
+    step's growth may be far larger than all before, to which nothing can be extrapolated.
+    """
+    return past[: left - 1] if lower else past
 
 
 def _multistep(
@@ -119,7 +121,8 @@ def _multistep(
         h = growth(now, to)
         x: dict[str, float] = transfer(now, to)
         if math.isfinite(h):
-            known = _limited(past, len(steps) - i, rule.lower_order_final)
+            lower = rule.lower_order_final or levels.rising
+            known = _limited(past, len(steps) - i, lower)
             mixed = _mixed(h, known, rule, 1.0 + eta)
             gains = zip(("denoised", *names), mixed, strict=True)
             keep = to.sigma / now.sigma
@@ -141,7 +144,8 @@ def _multistep_noise(levels: Levels, rule: _Rule) -> Iterator[Update]:
         h = growth(now, to)
         x: dict[str, float] = transfer(now, to)
         if math.isfinite(h):
-            known = _limited(past, len(steps) - i, rule.lower_order_final)
+            lower = rule.lower_order_final or levels.rising
+            known = _limited(past, len(steps) - i, lower)
             mixed = _mixed(h, known, rule, -1.0)
             here = eps(now)
             parts = [
