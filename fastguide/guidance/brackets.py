@@ -15,7 +15,8 @@ def split(text: str, separators: str, most: int = -1) -> list[str]:
     Raises:
         ValueError: a bracket or a quote is open, or closed without one.
     """
-    pieces, begin = [], 0
+    pieces: list[str] = []
+    begin = 0
     for i, letter in _outside(text):
         if letter not in separators or (letter == "+" and _of_number(text, i)):
             continue

@@ -41,11 +41,15 @@ class Option:
         return self.loads is None and get_origin(self.hint) is Callable
 
 
-@cache
-def options_of(cls: type) -> dict[str, Option]:
+def options_of(cls: Any) -> dict[str, Option]:
     """The fields of a dataclass, in order, without `guidance`; one that may be None need not be
     said.
     """
+    return _options_of(cls)
+
+
+@cache
+def _options_of(cls: Any) -> dict[str, Option]:
     hints = get_type_hints(cls)
     found = {}
     for one in fields(cls):
