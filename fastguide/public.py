@@ -1,7 +1,7 @@
 """The names that `fastguide` has, each listed once: here, or in the `__all__` of its room."""
 
 from fastguide import guidance, solvers, spacing
-from fastguide.adapters.diffusers import accelerate, from_diffusers, guide
+from fastguide.adapters.diffusers import accelerate, family, from_diffusers, from_guider, guide
 from fastguide.assets import load, loader
 from fastguide.checkpoint.judges import Classifier, TextImage, load_classifier, load_text_image
 from fastguide.checkpoint.models import CheckpointError, save
@@ -12,12 +12,15 @@ from fastguide.engine.watch import STOP, Progress
 from fastguide.guidance import *  # noqa: F403
 from fastguide.model import Model
 from fastguide.ops import noise
-from fastguide.process import EDM, VP, Flow, Level, Prediction
+from fastguide.process import EDM, VP, ContinuousVP, Flow, Level, Prediction
 from fastguide.sample import Sampler, invert, sample
+from fastguide.sampling.adaptive import Solved, ode
 from fastguide.sampling.finite import NonFiniteError
+from fastguide.sampling.likelihood import log_likelihood
 from fastguide.sampling.measurements import grey, pooled
 from fastguide.serving.pool import Pool
 from fastguide.solvers import *  # noqa: F403
+from fastguide.solvers.names import named as solver
 from fastguide.spacing import *  # noqa: F403
 from fastguide.staging.modules import ByModules
 
@@ -28,6 +31,7 @@ __all__ = [
     "ByModules",
     "CheckpointError",
     "Classifier",
+    "ContinuousVP",
     "DynamicThreshold",
     "Flow",
     "Level",
@@ -37,9 +41,12 @@ __all__ = [
     "Prediction",
     "Progress",
     "Sampler",
+    "Solved",
     "TextImage",
     "accelerate",
+    "family",
     "from_diffusers",
+    "from_guider",
     "grey",
     "guide",
     "images",
@@ -49,10 +56,13 @@ __all__ = [
     "load_classifier",
     "load_text_image",
     "loader",
+    "log_likelihood",
     "noise",
+    "ode",
     "pooled",
     "sample",
     "save",
+    "solver",
 ]
 __all__ += guidance.__all__
 __all__ += solvers.__all__

@@ -29,7 +29,7 @@ def sample(
     schedule: Annotated[
         str | None, typer.Option(help=f"of what has none of its own: {SCHEDULES}")
     ] = None,
-    solver: Annotated[str, typer.Option(help="with options as in ddim:eta=1")] = "ddim",
+    solver: Annotated[str, typer.Option(help="as in ddim:eta=1 or 'DPM++ 2M Karras'")] = "ddim",
     spacing: Annotated[str, typer.Option(help="of the levels, as in karras:rho=7")] = "",
     steps: int = 25,
     seeds: Annotated[str, typer.Option(help="as in 0-59 or 3,5,8: one image each")] = "0-59",

@@ -20,7 +20,7 @@ from fastguide.engine.threshold import DynamicThreshold
 from fastguide.guidance.base import Guidance
 from fastguide.ops import table as _table
 from fastguide.ops.table import Column, Extra
-from fastguide.process import VP, Level, Prediction
+from fastguide.process import VP, ContinuousVP, Level, Prediction
 from fastguide.solvers.update import SOURCES, Map, Solver, Update
 from fastguide.spacing import Levels
 from fastguide.staging.perturbation import Layers
@@ -148,9 +148,9 @@ class Plan:
         return any(row.learned for row in self.rows)
 
     @property
-    def projects(self) -> bool:
-        """Whether the weights of any update depend on inner products."""
-        return any(row.pattern.projects for row in self.rows if row.pattern is not None)
+    def rewrites(self) -> bool:
+        """Whether the weights of any update are only known when it is evaluated."""
+        return any(row.pattern.rewrites for row in self.rows if row.pattern is not None)
 
     @property
     def evaluations(self) -> int:
@@ -336,7 +336,8 @@ def start_std(levels: Levels) -> float:
     if levels.start is not None:
         return levels.start
     # the marginal's own size: VP keeps the variance of normalised data, the others add to it
-    return 1.0 if isinstance(levels.process, VP) else levels.points[0].sigma
+    normal = isinstance(levels.process, (VP, ContinuousVP))
+    return 1.0 if normal else levels.points[0].sigma
 
 
 def _column(source: str, slots: tuple[str, ...]) -> int:

@@ -52,7 +52,7 @@ def options_of(cls: Any) -> dict[str, Option]:
 def _options_of(cls: Any) -> dict[str, Option]:
     hints = get_type_hints(cls)
     found = {}
-    for one in fields(cls):
+    for one in (one for one in fields(cls) if one.init):
         hint, default = hints[one.name], one.default
         if default is MISSING and NoneType in get_args(hint):
             default = None

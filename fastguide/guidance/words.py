@@ -50,8 +50,9 @@ def read(option: Option, text: str, load: Load | None = None) -> Any:
         return next((one for one in members if one.lower() == word.lower()), word)
     if str in members:
         return _plain(text)
-    if hint == Sequence[int]:
-        return [_number(option.name, one, int) for one in _listed(text)]
+    if Sequence[int] in members or hint == Sequence[int]:
+        whole = [_number(option.name, one, int) for one in _listed(text)]
+        return whole[0] if int in members and len(whole) == 1 else whole
     if Tensor in members:
         numbers = [_number(option.name, one, int) for one in _listed(text)]
         return torch.tensor(numbers, dtype=torch.int64, device="cpu")

@@ -32,7 +32,7 @@ def growth(now: Level, to: Level) -> float:
     return math.log(to.alpha / to.sigma) - math.log(now.alpha / now.sigma)
 
 
-def _integrals(h: float) -> Weights:
+def integrals(h: float) -> Weights:
     """(phi_1, phi_2, phi_3) with phi_k(h) = the integral of e^(u - h) u^(k-1) / (k-1)! /
     h^(k-1) over u from 0 to h; -phi_k(-h) is that of e^(h - u).
     """
@@ -84,7 +84,7 @@ def _mixed(h: float, past: list[float], rule: _Rule, rate: float) -> Weights:
     """What a step of growth h makes of the values now, before and before that; a negative `rate`
     weighs by e^(h - u) instead of e^(u - h).
     """
-    phi = _integrals(rate * h)
+    phi = integrals(rate * h)
     parts = _extrapolate(h, past[: rule.order - 1])
     midpoint = rule.line == "midpoint" and (rule.order == 2 or len(past) < 2)
     bend = phi[2] if rule.half_bend else 2.0 * phi[2]

@@ -32,9 +32,12 @@ def _named(solver: Configured[Any] | str) -> Configured[Any]:
         TypeError, ValueError: it is none.
     """
     if isinstance(solver, str):
-        from fastguide.solvers import solver_by_name  # the table of names has those of this file
+        from fastguide.solvers.names import named  # the table of names has those of this file
 
-        return solver_by_name(solver)
+        found, spacing = named(solver)
+        if spacing is not None:
+            raise ValueError(f"solver is {solver!r}, but here it should be one without a spacing")
+        return found
     if not isinstance(solver, Configured):
         raise TypeError(
             f"solver is {shown(solver)}, but it should be a solver such as fastguide.ddpm, or its "

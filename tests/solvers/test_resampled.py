@@ -163,3 +163,8 @@ def test_reverse_diffusion_is_the_published_rule():
             continue
         x = (2.0 - math.sqrt(1.0 - beta)) * x + beta * score + math.sqrt(beta) * noise
     torch.testing.assert_close(got, x, rtol=1e-6, atol=1e-6)
+
+
+def test_the_solver_within_has_no_spacing_of_its_own():
+    with pytest.raises(ValueError, match="should be one without a spacing"):
+        list(fg.restart(solver="DPM++ 2M Karras").run(fg.make_levels(fg.EDM(), 8)))

@@ -24,6 +24,7 @@ def guide(
     guidance: Guidance | None = None,
     compile: bool | Mapping[str, Any] = False,
     check: bool = True,
+    habits: bool = True,
 ) -> Any:
     """See `fastguide.adapters.diffusers.guide`."""
     if isinstance(pipe, Guided):
@@ -32,12 +33,14 @@ def guide(
     if guidance is not None and not isinstance(guidance, Guidance):
         raise TypeError(f"guidance is {guidance!r}, but it should be a Guidance such as CFG(3.0)")
     options = None if compile is False else ({} if compile is True else dict(compile))
-    parts = Parts(family, guidance, options, check)
+    parts = Parts(family, guidance, options, check, habits=habits)
     inner = getattr(pipe, family.net)
+    if inner is None and family.second is not None:
+        inner = getattr(pipe, family.second[0])
     scheduler = copy.deepcopy(pipe.scheduler)
     check_scheduler(scheduler)
     run = Run(inner, scheduler, Settings(family, guidance), parts.cache)
-    check_negative(run, type(pipe).__name__, is_distilled(inner, family))
+    check_negative(run, type(pipe).__name__, is_distilled(inner, family, pipe))
     for layers in _layers_of(guidance):
         run.choose(layers)
     return like(pipe, parts)

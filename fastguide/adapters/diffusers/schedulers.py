@@ -15,7 +15,7 @@ from typing import Any
 
 from fastguide.adapters.diffusers.solvers import lcm, tcd
 from fastguide.engine.threshold import DynamicThreshold
-from fastguide.process import EDM, VP, Flow, Level, Prediction, Process, data_level
+from fastguide.process import EDM, VP, Flow, Level, Noising, Prediction, Process, data_level
 from fastguide.solvers import (
     Solver,
     consistency,
@@ -58,7 +58,7 @@ class Meaning:
             1000.
     """
 
-    process: VP | EDM | Flow
+    process: Noising
     prediction: Prediction
     clamp: Clamp
     scaled: bool

@@ -34,7 +34,7 @@ class Network:
         return getattr(object.__getattribute__(self, INNER), name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        like = self.fastguide_run.predict(args, kwargs)
+        like = self.fastguide_run.predict(args, kwargs, object.__getattribute__(self, INNER))
         return Output(like) if kwargs.get("return_dict", True) else (like,)
 
 
