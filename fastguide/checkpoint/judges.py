@@ -81,7 +81,7 @@ def save(
     folder: str | Path,
     judge: Classifier | TextImage,
     weights: Mapping[str, Tensor] | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     training: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `judge` to `folder`; arguments as `fastguide.save` has them."""
@@ -92,7 +92,7 @@ def save(
 
 
 def load_classifier(
-    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32
 ) -> Classifier:
     """Read what `fastguide classifier` wrote, in evaluation mode.
 
@@ -104,7 +104,7 @@ def load_classifier(
 
 
 def load_text_image(
-    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32
 ) -> TextImage:
     """Read what `fastguide clip` wrote, in evaluation mode.
 

@@ -50,8 +50,8 @@ def sample(
 
     import fastguide as fg
     from fastguide.common import images
+    from fastguide.common.arrays import as_device
     from fastguide.common.files import make_folder
-    from fastguide.sampling.checks import as_device
 
     chosen_dtype = dtype_of(dtype, COMPUTED)
     if batch < 1:

@@ -1,5 +1,6 @@
 """Guidance methods and schedules of their weights; `__all__` is what `fastguide` has of them."""
 
+from fastguide.common.arguments import answering_class
 from fastguide.guidance.base import Guidance
 from fastguide.guidance.branches import PerpNeg, TextImageCFG
 from fastguide.guidance.cfg import CFG, Superconditioning
@@ -49,3 +50,7 @@ __all__ = [
     "linear",
     "parse",
 ]
+
+for _one in [globals()[name] for name in __all__]:
+    if isinstance(_one, type) and _one is not Guidance:
+        answering_class(_one)

@@ -395,6 +395,18 @@ def as_channels(channels: Sequence[int]) -> tuple[int, ...]:
     return chosen
 
 
+def no_guidance(value: object) -> TypeError:
+    """The error of what is given as a guidance, but is none."""
+    hint = ""
+    if isinstance(value, str):
+        hint = f"; fastguide.parse({shown(value)}) reads text"
+    elif isinstance(value, type) and issubclass(value, Guidance):
+        hint = f"; give it its amount: {value.__name__}(3.0)"
+    return TypeError(
+        f"guidance is {shown(value)}, but it should be a Guidance such as CFG(3.0), or None{hint}"
+    )
+
+
 def check_guidance(name: str, guidance: Guidance) -> None:
     """Raise TypeError unless `guidance` is one with a delta."""
     if not isinstance(guidance, Guidance) or not guidance.terms():
