@@ -23,6 +23,11 @@ def bundled() -> list[str]:
     return sorted(path.parent.name for path in _HERE.glob("*/model.json"))
 
 
+def path_of(name: str) -> Path:
+    """The folder of a bundled model."""
+    return _HERE / name
+
+
 @answering
 def load(
     name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32
@@ -37,6 +42,8 @@ def load(
     """
     if not isinstance(name, (str, Path)):
         raise TypeError(f"name is {shown(name)}, but it should be a bundled model's, or a folder")
+    if isinstance(name, str) and name.lower() in bundled() and not Path(name).exists():
+        name = name.lower()
     if isinstance(name, str) and name in bundled():
         return replace(checkpoint.load(_HERE / name, device, dtype), source=name)
     if not Path(name).exists():

@@ -42,7 +42,9 @@ def parse_guidance(
     parameter = model.parameter
     load = loader("cpu" if parameter is None else parameter.device)
     found = parse(text, load, given)
-    for name in (name for name, value in (("scale", scale), ("schedule", schedule)) if value):
+    for name in (
+        name for name, value in (("scale", scale), ("schedule", schedule)) if value is not None
+    ):
         others = {key: value for key, value in given.items() if key != name}
         if found is None or str(found) == _without(text, load, others):
             raise ValueError(f"{name} is given, but {text!r} has nothing that it would be of")

@@ -67,3 +67,13 @@ def save_png(image: Image.Image, path: Path) -> None:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     write_atomic(path, buffer.getvalue())
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write a PNG, JPEG or WebP (without loss), as the path ends, under a temporary name first."""
+    formats = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+    kind = formats.get(path.suffix.lower(), "PNG")
+    how = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **how)
+    write_atomic(path, buffer.getvalue())
