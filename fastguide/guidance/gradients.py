@@ -24,6 +24,8 @@ from fastguide.common.checks import check_name, check_number
 from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Term
 from fastguide.guidance.potential import Of, Potential
 
+Form = Literal["score", "mean"]
+
 
 @runtime_checkable
 class TextEncoders(Protocol):
@@ -67,13 +69,13 @@ class ClassifierGuidance(Guidance):
     classifier: Callable[[Tensor, Tensor], Tensor] = field(metadata={"loads": "classifier"})
     weight: Amount
     labels: Tensor | Sequence[int] | None = None
-    form: Literal["score", "mean"] = "score"
+    form: Form = "score"
     schedule: Factor = None
     every: int = 1
 
     def __post_init__(self) -> None:
         _callable("classifier", self.classifier)
-        check_name("form", self.form, ("score", "mean"))
+        _check_form(self.form)
         if self.labels is not None and not isinstance(self.labels, Tensor):
             object.__setattr__(self, "labels", _as_labels(self.labels))
         if self.labels is not None and (
@@ -122,6 +124,7 @@ class CLIPGuidance(Guidance):
         logit_scale: the encoders' own; 100 for OpenAI's. None for that of a `TextImage`, else 100.
         of: "denoised" gives the encoder the denoised image instead, for an encoder of clean images,
             through a backward pass of the network; t is then 0.
+        form: as for `ClassifierGuidance`; "mean" is GLIDE's own.
     """
 
     image_encoder: Callable[[Tensor, Tensor], Tensor] | TextEncoders = field(
@@ -133,6 +136,7 @@ class CLIPGuidance(Guidance):
     of: Of = "x"
     schedule: Factor = None
     every: int = 1
+    form: Form = "score"
 
     def __post_init__(self) -> None:
         if not isinstance(self.image_encoder, TextEncoders):
@@ -144,6 +148,7 @@ class CLIPGuidance(Guidance):
         elif not (callable(self.text_embedding) or isinstance(self.text_embedding, str | None)):
             _check_text(self.text_embedding)
         _check_of(self.of)
+        _check_form(self.form)
         if self.logit_scale is not None:
             check_number("logit_scale", self.logit_scale)
         super().__post_init__()
@@ -153,7 +158,9 @@ class CLIPGuidance(Guidance):
         named = text if text is None or isinstance(text, str) else id(text)
         key = hash((id(self.image_encoder), named, self.logit_scale))
         by_label = text is None or callable(text)
-        potential = Potential(key, self._similarity, "image_encoder", self.of, by_label)
+        potential = Potential(
+            key, self._similarity, "image_encoder", self.of, by_label, self.form == "mean"
+        )
         return (_term(potential, self),)
 
     @cached_property
@@ -196,6 +203,7 @@ class EnergyGuidance(Guidance):
         weight: 0 is off.
         of: "x", or "denoised" for an energy of the denoised image (diffusion posterior sampling,
             universal guidance), through a backward pass of the network; t is then 0.
+        form: as for `ClassifierGuidance`.
     """
 
     energy: Callable[[Tensor, Tensor], Tensor]
@@ -203,14 +211,18 @@ class EnergyGuidance(Guidance):
     of: Of = "x"
     schedule: Factor = None
     every: int = 1
+    form: Form = "score"
 
     def __post_init__(self) -> None:
         _callable("energy", self.energy)
         _check_of(self.of)
+        _check_form(self.form)
         super().__post_init__()
 
     def terms(self) -> tuple[Term, ...]:
-        return (_term(Potential(id(self.energy), self._value, "energy", self.of), self),)
+        mean = self.form == "mean"
+        potential = Potential(id(self.energy), self._value, "energy", self.of, mean=mean)
+        return (_term(potential, self),)
 
     def _value(self, x: Tensor, t: Tensor, target: Any) -> Tensor:
         energy = self.energy(x, t)
@@ -231,6 +243,10 @@ def _check_text(text: object) -> None:
     if not isinstance(text, Tensor) or text.ndim not in (1, 2) or not text.is_floating_point():
         found = f"{text.dtype} {tuple(text.shape)}" if isinstance(text, Tensor) else repr(text)
         raise ValueError(f"text_embedding is {found}, but it should be floats [D] or [B, D]")
+
+
+def _check_form(form: str) -> None:
+    check_name("form", form, get_args(Form))
 
 
 def _check_of(of: str) -> None:

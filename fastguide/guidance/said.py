@@ -52,9 +52,9 @@ def _options(guidance: Any, options: Mapping[str, Option], first: str | None) ->
     head, tail = "", []
     for name, option in options.items():
         value = getattr(guidance, name)
-        if name == first:
+        if name == first and value is not None:
             head = f":{_said(option, value)}{head}"
-        elif _is_default(value, option.default):
+        elif _is_default(value, option.default) or (name == first and value is None):
             continue
         elif name == "layers" and first is not None:
             head += f"@{_said(option, value)}"

@@ -33,7 +33,8 @@ class Option:
     @property
     def is_amount(self) -> bool:
         """Whether it is a scale or a weight."""
-        return bool(self.hint == Amount)
+        members = get_args(self.hint)
+        return all(one in members for one in get_args(Amount))
 
     @property
     def is_function(self) -> bool:

@@ -92,6 +92,7 @@ def same(guidance, text):
         ('slg:2@"7"/last', fg.SLG(2, ["7", "last"])),
         ("seg:1e-3,sigma=inf", fg.SEG(0.001)),
         ("nag", fg.NAG()),
+        ("cfg:4 + slg@10,on=negative", fg.CFG(4) + fg.SLG(layers=10, on="negative")),
         ("fdg:5,high=cosine:2", fg.FDG(5, fg.cosine(2))),
         ('autoguidance:2,weak="a \\"new\\", folder"', fg.AutoGuidance(MODEL, 2)),
         (
@@ -140,8 +141,11 @@ def test_every_option_of_every_guidance_is_read_back():
         needed = {key: other_value(one) for key, one in options.items() if one.required}
         for key, one in options.items():
             extra = {"mode": "difference"} if key == "step" else {}
+            if cls is fg.SLG and key != "on":
+                extra = {"weight": 2.0}
             value = other_value(one)
-            made = cls(**{**within, **needed, **extra, key: value, **_unsaid(options, needed, key)})
+            unsaid = _unsaid(options, needed, key)
+            made = cls(**{**within, **needed, **unsaid, **extra, key: value})
             read = getattr(fg.parse(str(made), load), key)
             if isinstance(value, torch.Tensor):
                 assert torch.equal(read, value)
