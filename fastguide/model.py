@@ -104,8 +104,9 @@ class Model:
                 f"process is {shown(self.process)}, but it should be a VP, EDM, Flow or "
                 "ContinuousVP"
             )
-        if isinstance(self.prediction, str):
-            object.__setattr__(self, "prediction", Prediction(self.prediction))
+        named: Any = self.prediction
+        if isinstance(named, str):
+            object.__setattr__(self, "prediction", Prediction(named))  # type: ignore[arg-type]
         if not isinstance(self.prediction, Prediction):
             raise TypeError(
                 f"prediction is {shown(self.prediction)}, but it should be a Prediction such as "

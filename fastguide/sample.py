@@ -225,7 +225,7 @@ class Sampler:
     def rollout(
         self,
         cond: Any = None,
-        seeds: int | Iterable[int] | Tensor = 0,
+        seeds: int | Iterable[int] | Tensor | None = None,
         negative: Any = None,
         noise: Tensor | None = None,
         step_noise: Sequence[Tensor] | None = None,
@@ -240,7 +240,7 @@ class Sampler:
         """
         planned = self._planned
         check_rollout(planned.plan, None)
-        numbers = ops.as_seeds(seeds, self.device)
+        numbers = seeds_of(planned, seeds, cond, negative, noise, init)
         inputs = make_inputs(planned, cond, negative, numbers, noise, step_noise, init)
         trajectory: list[Tensor] = []
 
