@@ -1,13 +1,11 @@
 """The command line, run as a user runs it."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from command import refused
+from command import fastguide
 from PIL import Image
 from test_training import write_idx
 
@@ -16,11 +14,6 @@ from fastguide.cli.guidance import parse_guidance
 from fastguide.cli.sample import parse_classes, parse_seeds
 from fastguide.nets import DiT, UNet
 from fastguide.staging.contract import choose_layers
-
-
-def fastguide(*arguments):
-    command = [sys.executable, "-c", "from fastguide.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +137,7 @@ def test_an_unconditional_unet(tmp_path):
 )
 def test_wrong_options_of_a_network_are_one_line(tmp_path, options, message):
     write_idx(tmp_path, count=40)
-    done = refused("train", tmp_path, tmp_path / "out", "--steps", 1, "--batch", 16, *options)
+    done = fastguide("train", tmp_path, tmp_path / "out", "--steps", 1, "--batch", 16, *options)
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -166,7 +159,7 @@ def test_wrong_options_of_a_network_are_one_line(tmp_path, options, message):
     ],
 )
 def test_a_wrong_argument_is_one_line(model, tmp_path, arguments, message):
-    done = refused("sample", model, "--out", tmp_path / "no.png", *arguments)
+    done = fastguide("sample", model, "--out", tmp_path / "no.png", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

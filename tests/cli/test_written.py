@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from command import refused
+from command import fastguide
 from PIL import Image
 
 import fastguide as fg
@@ -28,7 +28,7 @@ def model(tmp_path_factory):
 
 def sample(model, out, *options):
     plain = ("--steps", 2, "--guidance", "cfg:2", "--quiet")
-    return refused("sample", model, "--out", out, *plain, *options)
+    return fastguide("sample", model, "--out", out, *plain, *options)
 
 
 def names(folder):
