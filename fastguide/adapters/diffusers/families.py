@@ -15,6 +15,8 @@ class Family:
         null_first: whether negative rows come first.
         separate: whether they come in a call of their own.
         refused: arguments that change the prediction in ways that are not ours.
+        why_relayed: why the pipeline combines its rows itself; the positive ones come first, and
+            its `do_classifier_free_guidance` asks for three for each sample.
     """
 
     net: str
@@ -22,6 +24,7 @@ class Family:
     null_first: bool = True
     separate: bool = False
     refused: tuple[str, ...] = ()
+    why_relayed: str | None = None
 
 
 _SD = Family("unet")

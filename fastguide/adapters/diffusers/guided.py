@@ -16,6 +16,7 @@ from typing import Any
 from fastguide.adapters.diffusers.cache import Cache
 from fastguide.adapters.diffusers.draws import draws_of
 from fastguide.adapters.diffusers.families import Family
+from fastguide.adapters.diffusers.relay import is_patched
 from fastguide.adapters.diffusers.run import Run, Settings
 from fastguide.adapters.diffusers.scales import Scale, cfg_terms, guided, is_on
 from fastguide.adapters.diffusers.standins import network_of, original, scheduler_of
@@ -107,8 +108,7 @@ class Guided:
             if family.scale == "guidance_scale" and not distilled
             else lambda: None,
         )
-        scheduler = copy.deepcopy(original(self.scheduler))  # type: ignore[attr-defined]
-        check_scheduler(scheduler)
+        scheduler = scheduler_of_run(original(self.scheduler))  # type: ignore[attr-defined]
         run = Run(inner, scheduler, settings, parts.cache)
         check_negative(run, self.fastguide_class.__name__, distilled)
         _set_scale(given, scale, run, distilled)
@@ -227,16 +227,9 @@ def check_negative(run: Run, kind: str, distilled: bool) -> None:
         )
 
 
-def check_scheduler(scheduler: Any) -> None:
-    """Raise where what a loop calls is not diffusers' own, which ours would pass by."""
-    for name in ("step", "scale_model_input", "set_timesteps"):
-        own = getattr(type(scheduler), name, None)
-        theirs = own is None or str(own.__module__).startswith("diffusers.")
-        if name in scheduler.__dict__ or not theirs:
-            raise ValueError(
-                f"the scheduler is a {type(scheduler).__name__} with a {name} of its own, which a "
-                "guided pipeline would pass by"
-            )
+def scheduler_of_run(scheduler: Any) -> Any:
+    """A copy, so that runs do not meet; one whose methods were replaced is used as it is."""
+    return scheduler if is_patched(scheduler) else copy.deepcopy(scheduler)
 
 
 def _asked(

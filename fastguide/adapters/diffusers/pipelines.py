@@ -11,7 +11,6 @@ from fastguide.adapters.diffusers.guided import (
     Guided,
     Parts,
     check_negative,
-    check_scheduler,
     is_distilled,
     like,
 )
@@ -34,9 +33,7 @@ def guide(
     options = None if compile is False else ({} if compile is True else dict(compile))
     parts = Parts(family, guidance, options, check)
     inner = getattr(pipe, family.net)
-    scheduler = copy.deepcopy(pipe.scheduler)
-    check_scheduler(scheduler)
-    run = Run(inner, scheduler, Settings(family, guidance), parts.cache)
+    run = Run(inner, copy.deepcopy(pipe.scheduler), Settings(family, guidance), parts.cache)
     check_negative(run, type(pipe).__name__, is_distilled(inner, family))
     for layers in _layers_of(guidance):
         run.choose(layers)

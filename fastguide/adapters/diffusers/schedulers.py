@@ -39,13 +39,17 @@ from fastguide.spacing import Levels
 
 Clamp = tuple[float, float] | DynamicThreshold | None
 _NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-_PREDICTIONS = {
+PREDICTIONS = {
     "epsilon": "eps",
     "sample": "x0",
     "v_prediction": "v",
     "flow_prediction": "flow",
 }
 FEW_STEPS = 15  # below, DPM-Solver and DEIS end at lower orders
+
+
+class NotOurs(ValueError):
+    """A scheduler, or a flag of it, whose steps are not ours; the scheduler itself may take them."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Meaning:
         scaled: whether its latents are x / alpha.
         time_scale: what our t is multiplied with for the network: flows count to 1, networks to
             1000.
+        known: whether the levels are, or stand in for ones that the scheduler does not tell.
     """
 
     process: VP | EDM | Flow
@@ -63,6 +68,7 @@ class Meaning:
     clamp: Clamp
     scaled: bool
     time_scale: float = 1.0
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def meaning_of(scheduler: Any) -> Meaning:
     """Read a scheduler's config.
 
     Raises:
-        ValueError: a scheduler, or a flag of it, that we do not have.
+        NotOurs: a scheduler, or a flag of it, that we do not have.
     """
     name, config = _name(scheduler), scheduler.config
     _check_flags(scheduler)
@@ -109,7 +115,7 @@ def meaning_of(scheduler: Any) -> Meaning:
         return Meaning(process, prediction, _clamp(scheduler), False)
     if name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"):
         return Meaning(Flow(), Prediction("flow"), None, False, float(config.num_train_timesteps))
-    kind = _PREDICTIONS.get(config.prediction_type)
+    kind = PREDICTIONS.get(config.prediction_type)
     if kind is None:
         raise _unsupported(scheduler, "prediction_type")
     flow = bool(_get(scheduler, "use_flow_sigmas"))
@@ -130,6 +136,9 @@ def course_of(
 
     Args:
         eta, use_clipped: what diffusers' pipelines call `eta` and `use_clipped_model_output`.
+
+    Raises:
+        NotOurs: its steps, or how they begin or end, are not ours.
     """
     name = _name(scheduler)
     if eta and name not in ("DDIMScheduler", "TCDScheduler"):
@@ -215,7 +224,7 @@ def _sigma_course(
 ) -> Course:
     levels, idle = _by_sigmas(scheduler, begin, stride)
     if idle and not idles:
-        raise ValueError(
+        raise NotOurs(
             f"the scheduler is a {_name(scheduler)} whose last step does not change the noise "
             "(final_sigmas_type 'sigma_min' after the smallest sigma), which we do not have"
         )
@@ -255,7 +264,7 @@ def _ddpm(scheduler: Any, begin: int, eta: float) -> Course:
 
 def _pndm(scheduler: Any, begin: int, eta: float) -> Course:
     if begin:
-        raise ValueError(
+        raise NotOurs(
             f"the run begins at step {begin} of a PNDMScheduler, whose start-up needs step 0; "
             "use another scheduler, such as DDIMScheduler"
         )
@@ -441,7 +450,7 @@ def _check_flags(scheduler: Any) -> None:
 def _name(scheduler: Any) -> str:
     name = type(scheduler).__name__
     if name not in _COURSES:
-        raise ValueError(
+        raise NotOurs(
             f"the scheduler is a {name}, but it should be one of {', '.join(sorted(_COURSES))}"
         )
     return name
@@ -456,8 +465,8 @@ def _require(scheduler: Any, flag: str, value: object) -> None:
         raise _unsupported(scheduler, flag, f"where we have {value!r}")
 
 
-def _unsupported(scheduler: Any, flag: str, where: str = "") -> ValueError:
-    return ValueError(
+def _unsupported(scheduler: Any, flag: str, where: str = "") -> NotOurs:
+    return NotOurs(
         f"the {type(scheduler).__name__} has {flag} {_get(scheduler, flag)!r}"
         f"{' ' + where if where else ''}, which we do not support"
     )
