@@ -74,6 +74,15 @@ class Pattern:
         return any(b.projection is not None or b.rescales for b in self.branches)
 
     @cached_property
+    def plain(self) -> bool:
+        """Whether each delta is the difference of two predictions, with the plan's weight."""
+        bare = (
+            Branch(b.cond, b.head, b.how, b.layers, b.degraded, b.moved, b.net)
+            for b in self.branches
+        )
+        return Pattern(tuple(bare), self.nag) == self
+
+    @cached_property
     def settled(self) -> Pattern:
         """The pattern once adaptive guidance is off for all samples."""
         kept = tuple(b for b in self.branches if b.projection is None or not b.projection.latches)

@@ -115,8 +115,11 @@ def update(
     seeds: Tensor,
     noise: Tensor | None = None,
     net_input: Tensor | None = None,
+    checked: bool = False,
 ) -> None:
-    """A row of the plan: one `step` of the slots `state`, with what its evaluation gave."""
+    """A row of the plan: one `step` of the slots `state`, with what its evaluation gave; `checked`
+    as there.
+    """
     row = at.row
     variance = combined.variance if row.learned else None
     if row.draws and combined.shift is not None:
@@ -147,6 +150,7 @@ def update(
         deltas=combined.deltas,
         factor=combined.factor,
         factored=combined.factored,
+        checked=checked,
     )
     if combined.after is not None:
         _move(plan, at, state, combined.after, first_bad)

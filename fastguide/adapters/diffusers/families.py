@@ -32,6 +32,10 @@ _SD3 = Family("transformer", refused=("skip_guidance_layers",))
 _FLUX = Family("transformer", "true_cfg_scale", separate=True)
 _PLAIN = Family("unet", None)
 _TEXT = Family("transformer")
+_FLUX_ALONE = Family("transformer", None)  # its pipeline has no true_cfg_scale
+_EDITS = Family(
+    "unet", None, why_relayed="its pipeline combines text and image conditions itself"
+)
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": _SD,
     "StableDiffusionImg2ImgPipeline": _SD,
@@ -45,15 +49,28 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionXLControlNetPipeline": _SD,
     "StableDiffusionXLControlNetImg2ImgPipeline": _SD,
     "StableDiffusionXLControlNetInpaintPipeline": _SD,
+    "StableDiffusionXLControlNetUnionPipeline": _SD,
+    "StableDiffusionXLControlNetUnionImg2ImgPipeline": _SD,
+    "StableDiffusionXLControlNetUnionInpaintPipeline": _SD,
+    "StableDiffusionAdapterPipeline": _SD,
+    "StableDiffusionXLAdapterPipeline": _SD,
+    "StableDiffusionInstructPix2PixPipeline": _EDITS,
+    "StableDiffusionXLInstructPix2PixPipeline": _EDITS,
     "StableDiffusion3Pipeline": _SD3,
     "StableDiffusion3Img2ImgPipeline": _SD3,
     "StableDiffusion3InpaintPipeline": _SD3,
+    "StableDiffusion3ControlNetPipeline": _SD3,
+    "StableDiffusion3ControlNetInpaintingPipeline": _SD3,
     "FluxPipeline": _FLUX,
     "FluxImg2ImgPipeline": _FLUX,
     "FluxInpaintPipeline": _FLUX,
+    "FluxControlNetPipeline": _FLUX,
+    "FluxControlNetImg2ImgPipeline": _FLUX_ALONE,
+    "FluxControlNetInpaintPipeline": _FLUX_ALONE,
     "PixArtAlphaPipeline": _TEXT,
     "PixArtSigmaPipeline": _TEXT,
     "SanaPipeline": _TEXT,
+    "SanaControlNetPipeline": _TEXT,
     "DiTPipeline": Family("transformer", null_first=False),
     "DDPMPipeline": _PLAIN,
     "DDIMPipeline": _PLAIN,

@@ -107,6 +107,7 @@ class Guided:
             (lambda: view.__dict__.get("_guidance_scale"))
             if family.scale == "guidance_scale" and not distilled
             else lambda: None,
+            rows_of(family, given),
         )
         scheduler = scheduler_of_run(original(self.scheduler))  # type: ignore[attr-defined]
         run = Run(inner, scheduler, settings, parts.cache)
@@ -216,8 +217,26 @@ def is_distilled(net: Any, family: Family) -> bool:
     return told and family.scale == "guidance_scale"
 
 
+def rows_of(family: Family, given: inspect.BoundArguments) -> int:
+    """How many rows a pipeline runs for each sample, where it combines them itself."""
+    if family.why_relayed is None:
+        return 1
+    scale, other = (
+        given.arguments.get(name, given.signature.parameters[name].default)
+        for name in ("guidance_scale", "image_guidance_scale")
+    )
+    return 3 if scale > 1.0 and other >= 1.0 else 1
+
+
 def check_negative(run: Run, kind: str, distilled: bool) -> None:
     """Raise where the guidance needs what the pipeline does not have."""
+    own = run.settings.family.why_relayed
+    if own is not None and run.needs_negative:
+        raise ValueError(
+            f"guidance is {run.guidance!r}, which needs a negative condition, but the pipeline is "
+            f"a {kind}, and {own}: give guidance_scale and image_guidance_scale in the call, and "
+            "only what has no negative condition here, such as PAG"
+        )
     if run.needs_negative and run.settings.family.scale is None:
         raise ValueError(f"guidance needs a negative condition, but a {kind} has none")
     if run.needs_negative and distilled:

@@ -137,7 +137,7 @@ class Run:
         self._positive: tuple[Call, Tensor | None] | None = None
         self._unanswered: list[Tensor] = []
         self._told_time: Any = None  # what the network was told first
-        self._combined = EMPTY
+        self._combined, self._stepped = EMPTY, False
         self._last = Seen()
         self._kept: Any = None  # what earlier evaluations left, under another plan
         self._raw: Any = None
@@ -305,8 +305,9 @@ class Run:
         if plan.projects:
             self._x.copy_(state)
         assert self._predict is not None
-        update(plan, plan.at(self.row), self._state, self._combined, self._first_bad, self._seeds)
-        self.row += 1
+        known = (self._combined, self._first_bad, self._seeds)
+        update(plan, plan.at(self.row), self._state, *known, checked=self._stepped)
+        self.row, self._stepped = self.row + 1, True
 
     def _follow(self) -> None:
         """Take the guidance scale that a callback has set on the pipeline."""
@@ -510,8 +511,8 @@ class Run:
             noise = self.net.unpack(draw()[: self.batch]).float().contiguous()
         assert self._predict is not None
         known = (self._combined, self._first_bad, self._predict.seeds, noise)
-        update(plan, plan.at(e), self._state, *known)
-        self._combined = EMPTY
+        update(plan, plan.at(e), self._state, *known, checked=self._stepped)
+        self._combined, self._stepped = EMPTY, True
         self.row += 1
         alpha = alphas[self.row]
         packed = self.net.pack(x if alpha == 1.0 else x / alpha)

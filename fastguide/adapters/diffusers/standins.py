@@ -17,7 +17,8 @@ from torch import Tensor
 from fastguide.adapters.diffusers.run import Run
 
 RUN, INNER = "fastguide_run", "fastguide_inner"
-_OF_STANDIN = {RUN, INNER, "__class__", "__dict__", "__call__"}
+_OF_STANDIN = frozenset((RUN, INNER, "__class__", "__dict__", "__call__"))
+_get = object.__getattribute__
 
 
 class Network:
@@ -29,12 +30,10 @@ class Network:
     def __getattribute__(self, name: str) -> Any:
         # methods are the original's, because some of them keep what they are called on
         # (cache_context, which a Flux pipeline calls, makes a registry of hooks that does)
-        if name in _OF_STANDIN:
-            return object.__getattribute__(self, name)
-        return getattr(object.__getattribute__(self, INNER), name)
+        return _get(self, name) if name in _OF_STANDIN else getattr(_get(self, INNER), name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        like = self.fastguide_run.predict(args, kwargs)
+        like = _get(self, RUN).predict(args, kwargs)
         return Output(like) if kwargs.get("return_dict", True) else (like,)
 
 

@@ -29,6 +29,7 @@ class Whole(nn.Module):
         self.net = net
         self.time_scale, self.why_not_staged = time_scale, why_not_staged
         self.__dict__["layout"] = layout
+        self.made_from: Any = None  # of `networks.made`
         self.static: dict[str, Any] = {}  # arguments that are the same for all rows
         forward = type(getattr(net, "_orig_mod", net)).forward
         self.arguments = tuple(inspect.signature(forward).parameters)[1:]
@@ -48,6 +49,12 @@ class Whole(nn.Module):
         made = getattr(config, "out_channels", None)
         return 2 if made is not None and made == 2 * config.in_channels else 1
 
+    def as_it_is(self) -> Any:
+        """This, or another of the same network as its modules are now."""
+        from fastguide.adapters.diffusers.networks import as_it_is
+
+        return as_it_is(self)
+
     def of_run(self) -> Whole:
         """The same for one run, which may note in it how a call's latents lie."""
         found = copy.copy(self)
@@ -60,11 +67,8 @@ class Whole(nn.Module):
         given = dict(given)
         if self.extra:
             x = torch.cat([x, given.pop("extra").to(x.dtype)], 1)
-        arguments = {
-            **self.static,
-            **given,
-            self.arguments[0]: self.pack(x.to(computes_in(self.net))),
-        }
+        arguments = _merged(self.static, given)
+        arguments[self.arguments[0]] = self.pack(x.to(computes_in(self.net)))
         arguments["timestep"] = t if self.time_scale == 1.0 else t * self.time_scale
         return self.unpack(self.net(**arguments, return_dict=False)[0])
 
@@ -90,8 +94,7 @@ class Whole(nn.Module):
             given.pop(name, None)
         if self.layout is not None:
             self.layout.place(given)
-        cond = {k: v for k, v in given.items() if _is_rows(v, x.shape[0])}
-        self.static = {k: v for k, v in given.items() if k not in cond}
+        cond, self.static = _split(given, x.shape[0])
         varying = {}
         if self.extra:
             x, varying["extra"] = x[:, : self.channels], x[:, self.channels :]
@@ -102,6 +105,40 @@ def computes_in(net: Any) -> torch.dtype:
     """The floating-point type of a network's input, which may not be that of its weights."""
     own = getattr(net, "dtype", None)
     return own if isinstance(own, torch.dtype) and own.is_floating_point else dtype_of(net)
+
+
+def _split(given: dict[str, Any], rows: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of arguments, and of dicts among them, those that have rows and those that are the same for
+    all.
+    """
+    cond: dict[str, Any] = {}
+    static: dict[str, Any] = {}
+    for name, value in given.items():
+        if isinstance(value, dict) and value:
+            inside = _split(value, rows)
+            cond |= {name: inside[0]} if inside[0] else {}
+            static |= {name: inside[1]} if inside[1] or not inside[0] else {}
+        elif _is_rows(value, rows):
+            cond[name] = _own_list(value)
+        else:
+            static[name] = _own_list(value)
+    return cond, static
+
+
+def _own_list(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value
+
+
+def _merged(static: dict[str, Any], cond: dict[str, Any]) -> dict[str, Any]:
+    """The arguments again, in lists of their own: a network may empty those that it is given."""
+    found: dict[str, Any] = {}
+    for name in (*static, *(name for name in cond if name not in static)):
+        one, other = static.get(name), cond.get(name)
+        if isinstance(one, dict) or isinstance(other, dict):
+            found[name] = _merged(one or {}, other or {})
+        else:
+            found[name] = _own_list(cond[name] if name in cond else one)
+    return found
 
 
 def _is_rows(value: Any, rows: int) -> bool:
