@@ -115,16 +115,6 @@ def test_interrupts_from_outside():
     assert steps == [0, 1]
 
 
-def test_a_step_of_the_users_own_is_not_passed_by():
-    pipe = sd_pipe()
-    guided = fg.guide(pipe)
-    old = pipe.scheduler.step
-    pipe.scheduler.step = lambda *args, **kwargs: old(*args, **kwargs)
-    for call in (lambda: guided(**sd_call()), lambda: fg.guide(pipe)):
-        with pytest.raises(ValueError, match="DDIMScheduler with a step of its own"):
-            call()
-
-
 # The call's arguments
 
 

@@ -113,7 +113,7 @@ def sd3_ip():
         embed_dim=12, output_dim=16, hidden_dim=16, depth=1, dim_head=8, heads=2, num_queries=3
     )
     for block in net.transformer_blocks:
-        block.attn.processor = SD3IPAdapterJointAttnProcessor2_0(32, 16, 8, 1280, 0.7)
+        block.attn.processor = SD3IPAdapterJointAttnProcessor2_0(32, 16, 8, 16, 0.7)
     filled(net)
     return pipe
 
@@ -137,10 +137,10 @@ def control(side, name="control_image", scale="controlnet_conditioning_scale"):
 
 def embeds(several):
     """An image as its encoder has it; `several`: the positive and negative one by name."""
-    one, other = rand(B, 1, 12, seed=6), rand(B, 1, 12, seed=7)
+    one, other = rand(1, 1, 12, seed=6), rand(1, 1, 12, seed=7)  # for each prompt of a call
     if several:
         return {"ip_adapter_image_embeds": [one], "negative_ip_adapter_image_embeds": [other]}
-    return {"ip_adapter_image_embeds": torch.cat([other[:1], one[:1]])}
+    return {"ip_adapter_image_embeds": torch.cat([other, one])}
 
 
 # name: pipeline, family of its call, what steers it, the call's strength of that
@@ -167,9 +167,7 @@ EDITING = {
         "sd",
     ),
     "SDXL InstructPix2Pix": (
-        lambda: edits(
-            sdxl_pipe(), "StableDiffusionXLInstructPix2PixPipeline", sdxl(in_channels=8)
-        ),
+        lambda: edits(sdxl_pipe(), "StableDiffusionXLInstructPix2PixPipeline", sdxl(in_channels=8)),
         "sdxl",
     ),
 }

@@ -33,9 +33,7 @@ _FLUX = Family("transformer", "true_cfg_scale", separate=True)
 _PLAIN = Family("unet", None)
 _TEXT = Family("transformer")
 _FLUX_ALONE = Family("transformer", None)  # its pipeline has no true_cfg_scale
-_EDITS = Family(
-    "unet", None, why_relayed="its pipeline combines text and image conditions itself"
-)
+_EDITS = Family("unet", None, why_relayed="its pipeline combines text and image conditions itself")
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": _SD,
     "StableDiffusionImg2ImgPipeline": _SD,

@@ -27,7 +27,7 @@ from fastguide.adapters.diffusers.relay import own_steps, relayed_meaning
 from fastguide.adapters.diffusers.scales import Changed, Listed, cfg_terms, with_scale
 from fastguide.adapters.diffusers.schedulers import NotOurs, meaning_of
 from fastguide.adapters.diffusers.seen import Seen
-from fastguide.adapters.diffusers.whole import Whole, computes_in
+from fastguide.adapters.diffusers.whole import Whole, computes_in, merged
 from fastguide.engine.evaluate import EMPTY, Evaluate
 from fastguide.engine.gradient import differentiable
 from fastguide.engine.passes import Conditions, make_passes
@@ -208,7 +208,8 @@ class Run:
 
     def _own(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The network's own answer to the pipeline's call."""
-        return self.net.unpack(self.inner(*args, **{**kwargs, "return_dict": False})[0])
+        given = merged(kwargs, {"return_dict": False})
+        return self.net.unpack(self.inner(*args, **given)[0])
 
     def switch(self, why_whole: str | None) -> None:
         """Go on with the network as it is now, or as one for the reason `why_whole`."""

@@ -62,7 +62,7 @@ class Scheduler:
             return self.fastguide_inner.scale_model_input(sample, timestep)
         return sample if scale == 1.0 else sample * scale
 
-    def _step(
+    def fastguide_step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         """The latents after one update; `model_output` is known already, unless the scheduler's
@@ -123,7 +123,7 @@ def _class(mixin: Any, kind: Any) -> type:
     known: dict[str, Any] = {"__slots__": (RUN, INNER), "__module__": kind.__module__}
     if mixin is Scheduler:
         known["set_timesteps"] = _setting(kind)
-        known["step"] = functools.wraps(kind.step)(Scheduler._step)  # of which they look at, too
+        known["step"] = _stepping(kind)
     return type(kind.__name__, (mixin, kind), known)
 
 
@@ -134,3 +134,11 @@ def _setting(kind: Any) -> Callable[..., Any]:
         return kind.set_timesteps(self, *args, **kwargs)
 
     return set_timesteps
+
+
+def _stepping(kind: Any) -> Callable[..., Any]:
+    @functools.wraps(kind.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.fastguide_step(*args, **kwargs)
+
+    return step

@@ -67,7 +67,7 @@ class Whole(nn.Module):
         given = dict(given)
         if self.extra:
             x = torch.cat([x, given.pop("extra").to(x.dtype)], 1)
-        arguments = _merged(self.static, given)
+        arguments = merged(self.static, given)
         arguments[self.arguments[0]] = self.pack(x.to(computes_in(self.net)))
         arguments["timestep"] = t if self.time_scale == 1.0 else t * self.time_scale
         return self.unpack(self.net(**arguments, return_dict=False)[0])
@@ -129,13 +129,15 @@ def _own_list(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
-def _merged(static: dict[str, Any], cond: dict[str, Any]) -> dict[str, Any]:
-    """The arguments again, in lists of their own: a network may empty those that it is given."""
+def merged(static: dict[str, Any], cond: dict[str, Any]) -> dict[str, Any]:
+    """The arguments again, in dicts and lists of their own: a network may change what it is given,
+    as those of IP-Adapters and T2I-Adapters do.
+    """
     found: dict[str, Any] = {}
     for name in (*static, *(name for name in cond if name not in static)):
         one, other = static.get(name), cond.get(name)
         if isinstance(one, dict) or isinstance(other, dict):
-            found[name] = _merged(one or {}, other or {})
+            found[name] = merged(one or {}, other or {})
         else:
             found[name] = _own_list(cond[name] if name in cond else one)
     return found
