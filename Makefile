@@ -12,13 +12,14 @@ DATA ?= /usr/share/datasets/fashion-mnist
 CLASSES := T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot
 BASE ?= auto
 ROWS ?=
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 COMPILED := $(shell find csrc -name '*.*') setup.py pyproject.toml
 
 FAMILIES := $(addprefix methods-,perturbation autoguidance icg tsg sims every gradients reg)
 ONE_HEAD := --irrelevant 0 --negative 0 --no-split --compile --dtype fp16
 
 .PHONY: sample test lint bench baseline quality solvers toys reg-modes ddim-table methods grids \
-  judges cuda-build gpu attack model classifier clip help clean $(FAMILIES)
+  judges cuda-build wheels wheel-test gpu attack model classifier clip help clean $(FAMILIES)
 
 ##@ Daily
 sample: $(VENV)/installed ## draw samples of the bundled model into samples.png
@@ -89,6 +90,13 @@ gpu: ## all that a GPU can show, in nine minutes; needs nvcc
 cuda-build: ## build, link and import the whole CUDA extension; needs nvcc, no GPU
 	PYTHON=$(PYTHON) bash scripts/cuda_build.sh
 
+##@ Release
+wheels: $(VENV)/installed ## dist/: an sdist, and a wheel for CPython 3.10 on and this torch
+	PYTHON=$(BIN)/python bash scripts/wheels.sh
+
+wheel-test: ## the wheel in empty environments of PYTHONS
+	TORCH='$(TORCH)' bash scripts/wheel_test.sh $(PYTHONS)
+
 ##@ Models
 # Debian: apt-get install dataset-fashion-mnist
 model: $(VENV)/installed ## train the bundled model again
@@ -129,6 +137,7 @@ out/sims/model.json: | $(VENV)/installed
 	$(BIN)/fastguide sims fashion out/sims --samples 6000 --steps 400 --compile --dtype fp16
 
 $(VENV)/installed: $(VENV)/tools $(COMPILED)
+	rm -f fastguide/_C.*.so
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[test,bench]'
 	touch $@
 
@@ -155,4 +164,4 @@ help: ## this list
 	@echo; echo "  methods-FAMILY: $(FAMILIES:methods-%=%)"
 
 clean: ## remove the environment and all that was built
-	rm -rf $(VENV) .venv-cuda build out *.egg-info fastguide/*.so
+	rm -rf $(VENV) .venv-cuda build dist out *.egg-info fastguide/*.so

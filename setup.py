@@ -36,13 +36,11 @@ if cuda and not torch.cuda.is_available():  # torch asks the GPUs here which one
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
 folders = ["csrc", "csrc/cpu"] + ["csrc/cuda"] * cuda
 sources = [p for f in folders for p in sorted((root / f).iterdir()) if p.suffix in (".cpp", ".cu")]
+math = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 flags = {
     # fp-contract: fused multiply-adds in the clones that have them; errno and traps block
     # vectorising; g0: Python asks for debug information, which would be 25 times the code
-    "cxx": [
-        *("-O3", "-g0", "-fopenmp"),
-        *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
-    ],
+    "cxx": ["-O3", "-g0", "-fopenmp", *math],
     "nvcc": ["-O3", "-lineinfo", "-Xptxas", "-warn-spills"],
 }
 extension = (cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension)(
@@ -52,5 +50,10 @@ extension = (cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
     define_macros=[("FASTGUIDE_CUDA", f'"{torch.version.cuda}"')] if cuda else [],
     extra_compile_args=flags if cuda else flags["cxx"],
     extra_link_args=["-fopenmp", "-s"],  # -s: no table of symbols that nothing looks up
+    py_limited_api=True,  # one build serves every CPython from 3.10 on
 )
-setup(ext_modules=[extension], cmdclass={"build_ext": cpp_extension.BuildExtension})
+setup(
+    ext_modules=[extension],
+    cmdclass={"build_ext": cpp_extension.BuildExtension},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

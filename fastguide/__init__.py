@@ -1,60 +1,56 @@
 """fastguide: guided sampling of diffusion and flow models, every method at the speed of the
-hardware.
+hardware. Its names are those of `fastguide.public`.
 """
 
-from fastguide import guidance, solvers, spacing
-from fastguide.adapters.diffusers import accelerate, from_diffusers, guide
-from fastguide.assets import load
-from fastguide.checkpoint.judges import Classifier, TextImage, load_classifier, load_text_image
-from fastguide.checkpoint.models import CheckpointError, save
-from fastguide.common import images
-from fastguide.common.heap import keep_freed_memory
-from fastguide.engine.threshold import DynamicThreshold
-from fastguide.engine.watch import STOP, Progress
-from fastguide.guidance import *  # noqa: F403
-from fastguide.model import Model
-from fastguide.ops import noise
-from fastguide.process import EDM, VP, Flow, Level, Prediction
-from fastguide.sample import Sampler, invert, sample
-from fastguide.sampling.finite import NonFiniteError
-from fastguide.sampling.measurements import grey, pooled
-from fastguide.serving.pool import Pool
-from fastguide.solvers import *  # noqa: F403
-from fastguide.spacing import *  # noqa: F403
-from fastguide.staging.modules import ByModules
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "EDM",
-    "STOP",
-    "VP",
-    "ByModules",
-    "CheckpointError",
-    "Classifier",
-    "DynamicThreshold",
-    "Flow",
-    "Level",
-    "Model",
-    "NonFiniteError",
-    "Pool",
-    "Prediction",
-    "Progress",
-    "Sampler",
-    "TextImage",
-    "accelerate",
-    "from_diffusers",
-    "grey",
-    "guide",
-    "images",
-    "invert",
-    "keep_freed_memory",
-    "load",
-    "load_classifier",
-    "load_text_image",
-    "noise",
-    "pooled",
-    "sample",
-    "save",
-]
-__all__ += guidance.__all__ + solvers.__all__ + spacing.__all__
+if TYPE_CHECKING:
+    from fastguide.guidance import *  # noqa: F403
+    from fastguide.public import *  # noqa: F403
+    from fastguide.public import __all__ as __all__
+    from fastguide.solvers import *  # noqa: F403
+    from fastguide.spacing import *  # noqa: F403
+else:
+    if find_spec("fastguide._C") is None:
+        import_module("fastguide.ops.built")  # says what to do
+
+    class _Package(ModuleType):
+        """The package, whose names are imported when the first of them is asked for: the command's
+        help needs none of them, and so does not wait for torch.
+        """
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__") and name != "__all__":
+                raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+            if any(name == one.name for one in iter_modules(self.__path__)):
+                return import_module(f"{self.__name__}.{name}")
+            public = import_module(f"{self.__name__}.public")
+            found = {one: getattr(public, one) for one in public.__all__ if one != "sample"}
+            self.__dict__.update(found, __all__=public.__all__)
+            if name not in self.__dict__:
+                raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+            return self.__dict__[name]
+
+        def __dir__(self) -> list[str]:
+            return sorted(self.__all__)
+
+        @property
+        def sample(self) -> Any:
+            """The function, not the module of this name, which the import system sets."""
+            return self.__dict__.get("_sample") or import_module(f"{self.__name__}.sample").sample
+
+        @sample.setter
+        def sample(self, value: Any) -> None:
+            if not isinstance(value, ModuleType):
+                self.__dict__["_sample"] = value
+
+    sys.modules[__name__].__class__ = _Package

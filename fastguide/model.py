@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastguide.common.checks import check_int, shown
-from fastguide.process import EDM, VP, Flow, Prediction
+from fastguide.process import Noising, Prediction
 from fastguide.staging.modules import ByModules
 
 Net = Callable[[Tensor, Tensor, Any], Tensor]
@@ -42,7 +42,7 @@ class Model:
     """
 
     net: Net
-    process: VP | EDM | Flow
+    process: Noising
     prediction: Prediction
     shape: tuple[int, ...]
     null: Any = None
@@ -72,8 +72,11 @@ class Model:
             object.__setattr__(self, "net", ByModules(self.net, self.layers))
         if not callable(self.net):
             raise TypeError(f"net is {self.net!r}, but it should be a callable net(x, t, cond)")
-        if not isinstance(self.process, (VP, EDM, Flow)):
-            raise TypeError(f"process is {shown(self.process)}, but it should be a VP, EDM or Flow")
+        if not isinstance(self.process, Noising):
+            raise TypeError(
+                f"process is {shown(self.process)}, but it should be a VP, EDM, Flow or "
+                "ContinuousVP"
+            )
         if not isinstance(self.prediction, Prediction):
             raise TypeError(
                 f"prediction is {shown(self.prediction)}, but it should be a Prediction such as "

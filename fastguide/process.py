@@ -223,6 +223,64 @@ class Flow:
         return self.level(1.0 if math.isinf(ratio) else ratio / (1.0 + ratio))
 
 
+@dataclass(frozen=True)
+class ContinuousVP:
+    """The VP SDE of continuous time, or its sub-VP (Song et al. 2021): beta(s) from `beta_min` to
+    `beta_max`, `log alpha = -s^2 (beta_max - beta_min) / 4 - s beta_min / 2`, s in [`s_min`, 1];
+    sigma^2 = 1 - alpha^2, or with `sub` sigma = 1 - alpha^2.
+
+    `t` is `scale` s, as score_sde's networks are given it.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    sub: bool = False
+    s_min: float = 1e-3
+    scale: float = 999.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.beta_min <= self.beta_max < math.inf:
+            raise ValueError(
+                f"beta_min, beta_max are {self.beta_min}, {self.beta_max}, "
+                "but 0 < beta_min <= beta_max"
+            )
+        if not 0.0 < self.s_min < 1.0 or not 0.0 < self.scale < math.inf:
+            raise ValueError(
+                f"s_min is {self.s_min} and scale {self.scale}, but s_min should lie between 0 and "
+                "1 and scale be positive"
+            )
+
+    @property
+    def t_max(self) -> float:
+        return self.scale
+
+    @property
+    def t_min(self) -> float:
+        return self.scale * self.s_min
+
+    def level(self, t: float) -> Level:
+        """The level at `t` in [scale s_min, scale]."""
+        if not self.t_min * (1 - 1e-9) <= t <= self.t_max * (1 + 1e-9):  # computed ones are rounded
+            raise ValueError(f"t is {t}, but it should lie in [{self.t_min:g}, {self.t_max:g}]")
+        s = t / self.scale
+        log_alpha = -s * s * (self.beta_max - self.beta_min) / 4.0 - s * self.beta_min / 2.0
+        square = -math.expm1(2.0 * log_alpha)  # 1 - alpha^2
+        return Level(t, math.exp(log_alpha), square if self.sub else math.sqrt(square))
+
+    def at_ratio(self, ratio: float) -> Level:
+        """The level whose sigma / alpha is `ratio`, clipped to the trained range; 0 is the data."""
+        if ratio <= 0.0:
+            return data_level()
+        # -log alpha, from r^2 = alpha^-2 - 1, or r = 1 / alpha - alpha
+        fall = math.asinh(0.5 * ratio) if self.sub else 0.5 * math.log1p(ratio * ratio)
+        half, bend = 0.5 * self.beta_min, self.beta_max - self.beta_min
+        s = 1.0 if math.isinf(fall) else 2.0 * fall / (half + math.sqrt(half**2 + bend * fall))
+        return self.level(self.scale * min(max(s, self.s_min), 1.0))
+
+
+Noising = VP | EDM | Flow | ContinuousVP  # the processes there are
+
+
 def data_level() -> Level:
     """The clean end of every process."""
     return Level(0.0, 1.0, 0.0)

@@ -34,6 +34,7 @@ from fastguide.sampling.running import Runner
 from fastguide.sampling.setup import check_as_made, set_up
 from fastguide.sampling.warmup import warm_up
 from fastguide.solvers import Solver
+from fastguide.solvers.names import Named
 from fastguide.spacing import Levels
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Sampler:
         self,
         model: Model,
         guidance: Guidance | None = None,
-        solver: Solver | str | None = None,
+        solver: Solver | Named | str | None = None,
         steps: int = 25,
         spacing: Configured[Levels] | str | None = None,
         levels: Levels | None = None,
@@ -312,7 +313,7 @@ def sample(
     model: Model,
     cond: Any = None,
     guidance: Guidance | None = None,
-    solver: Solver | str | None = None,
+    solver: Solver | Named | str | None = None,
     steps: int = 25,
     seeds: int | Iterable[int] | Tensor = 0,
     *,
@@ -345,7 +346,7 @@ def invert(
     images: Tensor,
     cond: Any = None,
     guidance: Guidance | None = None,
-    solver: Solver | str | None = None,
+    solver: Solver | Named | str | None = None,
     steps: int = 25,
     *,
     negative: Any = None,

@@ -59,7 +59,7 @@ class Import:
 def room_of(module: str) -> str:
     """The room of `fastguide`, `fastguide.room` or `fastguide.room.more`."""
     room = module.split(".")[1] if "." in module else module
-    return "csrc" if room == "_C" else room
+    return {"_C": "csrc", "public": "fastguide", "__main__": "cli"}.get(room, room)
 
 
 def imports_of(module: str, source: str) -> Iterator[Import]:
@@ -136,7 +136,7 @@ def contracts() -> dict[str, str]:
     """The first sentence of each room, top line first."""
     found = {"csrc": CSRC}
     for module, source in sources():
-        if module.count(".") <= 1:
+        if module in ("fastguide", f"fastguide.{room_of(module)}"):
             text = " ".join((ast.get_docstring(ast.parse(source)) or "").split())
             found[room_of(module)] = text.partition(". ")[0].rstrip(".") + "."
     return {room: found[room] for room in LEVEL}

@@ -32,7 +32,7 @@ def imports(path):
 
 def test_import_is_light():
     """No Triton without a GPU, none of the optional libraries, no command-line ones."""
-    code = "import fastguide, sys; print(*sorted(sys.modules))"
+    code = "import fastguide, sys; fastguide.CFG; print(*sorted(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(out.stdout.split())
     for heavy in (
@@ -96,10 +96,10 @@ def test_a_checkout_without_a_build_says_what_to_do(tmp_path):
     unbuilt = tmp_path / "fastguide"
     shutil.copytree(PACKAGE, unbuilt, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
 
-    def last_line():
+    def last_line(then=""):
         # without the finder of an editable install, which would find the built module
         alone = "sys.meta_path = [f for f in sys.meta_path if 'Editable' not in str(f)]"
-        program = f"import sys; {alone}; import fastguide"
+        program = f"import sys; {alone}; import fastguide; {then}"
         command = [sys.executable, "-c", program]
         env = {**os.environ, "PYTHONPATH": str(tmp_path)}
         done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
@@ -109,7 +109,7 @@ def test_a_checkout_without_a_build_says_what_to_do(tmp_path):
     assert last.startswith(f"ImportError: fastguide is not built: {unbuilt} has no compiled module")
     assert f"run `pip install --no-build-isolation --editable .` in {tmp_path}" in last
     (unbuilt / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(b"no library")
-    assert f"does not load with torch {torch.__version__}" in last_line()
+    assert f"does not load with torch {torch.__version__}" in last_line("fastguide.CFG")
 
 
 @pytest.mark.parametrize(
@@ -138,3 +138,27 @@ def test_version_is_stated_once():
     import importlib.metadata
 
     assert importlib.metadata.version("fastguide") == fg.__version__
+
+
+def test_help_does_not_wait_for_torch():
+    """Nor do the names of the commands, which shells complete."""
+    for arguments in (["fastguide", "sample", "-h"], ["fastguide", "-h"]):
+        program = f"import sys; sys.argv = {arguments}; from fastguide.cli import main\ntry: main()"
+        program += "\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "Draw guided samples" in done.stdout
+
+
+def test_the_command_says_which_extra_it_needs():
+    program = "import sys; sys.modules['typer'] = None; from fastguide.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "fastguide: the command needs typer: pip install 'fastguide[cli]'\n"
+
+
+def test_names_stay_functions_whatever_is_imported_first():
+    program = "import fastguide.sample, fastguide; from fastguide import sample, CFG\n"
+    program += "assert callable(sample) and fastguide.sample is sample\n"
+    program += "assert 'Sampler' in dir(fastguide) and not hasattr(fastguide, 'Nothing')"
+    subprocess.run([sys.executable, "-c", program], check=True)

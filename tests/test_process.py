@@ -260,3 +260,37 @@ def test_a_prediction_that_says_nothing_at_alpha_zero_is_an_error(name):
 def test_errors_name_the_argument_and_its_value(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("sub", [False, True])
+def test_continuous_vp_is_score_sdes(sub):
+    process = fg.ContinuousVP(sub=sub)
+    for s in (1e-3, 0.1, 0.5, 1.0):
+        at = process.level(999.0 * s)
+        integral = 0.1 * s + 0.5 * s * s * (20.0 - 0.1)  # of beta from 0 to s
+        variance = 1.0 - math.exp(-integral)
+        assert at.alpha == pytest.approx(math.exp(-0.5 * integral))
+        assert at.sigma == pytest.approx(variance if sub else math.sqrt(variance))
+        assert process.at_ratio(at.ratio).t == pytest.approx(at.t)
+    assert process.at_ratio(0.0).sigma == 0.0
+    assert process.at_ratio(math.inf).t == 999.0
+    assert len(fg.make_levels(process, 10).points) == 11
+    with pytest.raises(ValueError, match="t is 1000"):
+        process.level(1000.0)
+    with pytest.raises(ValueError, match="s_min is 0"):
+        fg.ContinuousVP(s_min=0.0)
+
+
+@pytest.mark.parametrize("sub", [False, True])
+def test_a_gaussian_on_continuous_vp(sub):
+    """Samples have its moments, and its likelihood is the closed form."""
+    process = fg.ContinuousVP(sub=sub)
+    net = GaussianMixture(torch.full((1, 2), 0.3), [0.5], [1.0], process, fg.Prediction("eps"))
+    model = fg.Model(net, process, fg.Prediction("eps"), (2,))
+    images = fg.sample(model, solver="unipc", spacing="karras", steps=30, seeds=range(500))
+    assert images.mean().item() == pytest.approx(0.3, abs=0.07)
+    assert images.std().item() == pytest.approx(0.5, abs=0.05)
+    some = images[:4]
+    log_p = torch.distributions.Normal(0.3, 0.5).log_prob(some.double()).sum(1)
+    bits = fg.log_likelihood(model, some, trace="exact")
+    assert (bits + log_p / 2 / math.log(2.0)).abs().max() < 0.01

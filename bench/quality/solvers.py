@@ -31,17 +31,23 @@ PROCESS, PREDICTION = fg.EDM(0.002, 80.0), fg.Prediction("edm")
 MEANS = torch.tensor([[1.2, 0.2], [-0.9, 0.9], [-0.3, -1.1], [0.4, -0.4]], dtype=torch.float64)
 STDS, WEIGHTS = [0.3, 0.2, 0.25, 0.1], [0.3, 0.3, 0.25, 0.15]
 STOCHASTIC = {
-    "ddpm": SOLVERS["ddpm"],
+    **{n: SOLVERS[n] for n in ("ddpm", "euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral")},
+    **{n: SOLVERS[n] for n in ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "er_sde", "sa_solver")},
     "ddpm large": SOLVERS["ddpm"](variance="large"),
-    "euler_ancestral": SOLVERS["euler_ancestral"],
-    "dpmpp_2m_sde": SOLVERS["dpmpp_2m_sde"],
-    "dpmpp_3m_sde": SOLVERS["dpmpp_3m_sde"],
     "heun, churn 20": SOLVERS["heun"](churn=20.0),
-    "predictor_corrector": SOLVERS["predictor_corrector"],
+    **{n: SOLVERS[n] for n in ("res_multistep_ancestral", "predictor_corrector")},
 }
 DETERMINISTIC = {
-    **{n: SOLVERS[n] for n in ("ddim", "heun", "plms", "pndm", "lms", "deis")},
-    **{n: SOLVERS[n] for n in ("dpm_2m", "dpm_3m", "dpmpp_2m", "dpmpp_3m", "unipc")},
+    **{
+        n: SOLVERS[n] for n in ("ddim", "heun", "plms", "pndm", "s_pndm", "ipndm", "ipndm_v", "lms")
+    },
+    **{n: SOLVERS[n] for n in ("deis", "dpm_2", "dpm_2m", "dpm_3m", "dpm_single", "dpm_fast")},
+    **{n: SOLVERS[n] for n in ("dpmpp_2m", "dpmpp_3m", "dpmpp_single", "gradient_estimation")},
+    "deis, tAB": SOLVERS["deis"](over="t"),
+    "dpmpp_single, order 3": SOLVERS["dpmpp_single"](order=3),
+    "rho_rk, order 4": SOLVERS["rho_rk"](method="rk4"),
+    "sa_solver, no noise": SOLVERS["sa_solver"](tau=0.0, predictor_order=3, corrector_order=4),
+    "unipc": SOLVERS["unipc"],
     "unipc, order 3": SOLVERS["unipc"](order=3),
 }
 
@@ -77,7 +83,7 @@ def steps_for(solver: Solver, evaluations: int) -> int | None:
         levels = fg.make_levels(PROCESS, steps)
         taken = sum(update.at is not None for update in solver.run(levels))
         if taken <= evaluations:
-            return steps if taken >= evaluations - 1 else None
+            return steps if taken >= evaluations - 3 else None
     return None
 
 
@@ -100,9 +106,14 @@ def measure() -> list[dict[str, Any]]:
     return rows
 
 
+def _nearly(rows: list[dict[str, Any]], count: int) -> dict[str, Any]:
+    """The row of at most `count` evaluations, and at most three less."""
+    return next((row for row in rows if 0 <= count - row["evaluations"] <= 3), {})
+
+
 def plot(rows: list[dict[str, Any]], floor: float, path: Path) -> None:
     """Both distances over the evaluations."""
-    figure, axes = panels(2, size=(13, 5.5))
+    figure, axes = panels(2, size=(15, 8))
     colours = matplotlib.colormaps["tab20"].colors
     for i, name in enumerate(dict.fromkeys(row["solver"] for row in rows)):
         mine = [row for row in rows if row["solver"] == name]
@@ -138,8 +149,7 @@ def main() -> None:
     table = Table("solver", *(f"{count}" for count in shown), title="error at N evaluations")
     for name in dict.fromkeys(row["solver"] for row in rows):
         mine = [row for row in rows if row["solver"] == name]
-        by_count = {row["evaluations"] + row["evaluations"] % 2: row for row in mine}
-        cells = [by_count.get(count, {}) for count in shown]
+        cells = [_nearly(mine, count) for count in shown]
         table.add_row(name, *(f"{c.get('error', c.get('sliced', math.nan)):.1e}" for c in cells))
     console.print(table)
     content = {**where_and_when(), "samples": SAMPLES, "sliced_floor": floor, "rows": rows}

@@ -20,7 +20,7 @@ from torch import nn
 from fastguide.checkpoint.errors import CheckpointError
 from fastguide.checkpoint.regular import open_regular, read_exactly
 from fastguide.nets import NETS
-from fastguide.process import EDM, VP, Flow, Prediction
+from fastguide.process import EDM, VP, ContinuousVP, Flow, Noising, Prediction
 
 FORMAT = 1
 MOST_BYTES = 16 << 20  # of model.json: a million class names
@@ -32,7 +32,9 @@ READERS = {  # of `fastguide`, by the kind of network
     "Encoder": "load_classifier",
     "TextImageNet": "load_text_image",
 }
-PROCESSES: dict[str, type[VP] | type[EDM] | type[Flow]] = {"VP": VP, "EDM": EDM, "Flow": Flow}
+PROCESSES: dict[str, type[VP] | type[EDM] | type[Flow] | type[ContinuousVP]] = {
+    kind.__name__: kind for kind in (VP, EDM, Flow, ContinuousVP)
+}
 _KEYS = {"format", "net", "process", "prediction", "shape", "class_names", "weights", "training"}
 
 
@@ -48,7 +50,7 @@ class Description:
 
     net: str
     config: Mapping[str, Any]
-    process: VP | EDM | Flow
+    process: Noising
     prediction: Prediction
     shape: tuple[int, ...]
     class_names: tuple[str, ...]
@@ -174,7 +176,7 @@ def _arguments(net: type[nn.Module], given: Mapping[str, Any], size: int) -> dic
     }
 
 
-def _process(given: dict[str, Any]) -> VP | EDM | Flow:
+def _process(given: dict[str, Any]) -> Noising:
     name = _text(given.pop("name", None), "process.name")
     if name not in PROCESSES:
         raise ValueError(f"process.name is {name[:80]!r}, but it should be one of {[*PROCESSES]}")
@@ -184,7 +186,7 @@ def _process(given: dict[str, Any]) -> VP | EDM | Flow:
         at = f"process.{field}"
         if field == "timesteps":
             _whole(value, at, 2, MOST_STEPS)
-        elif field == "zero_terminal_snr":
+        elif field in ("zero_terminal_snr", "sub"):
             _flag(value, at)
         elif field != "betas":
             _number(value, at)

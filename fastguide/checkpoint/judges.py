@@ -15,7 +15,7 @@ from torch import Tensor
 from fastguide.checkpoint import models as checkpoint
 from fastguide.nets.encoder import Encoder
 from fastguide.nets.text_image import TextImageNet, text_tokens
-from fastguide.process import EDM, VP, Flow, Prediction
+from fastguide.process import Noising, Prediction
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Classifier:
     """
 
     net: Encoder
-    process: VP | EDM | Flow
+    process: Noising
     prediction: Prediction
     shape: tuple[int, ...]
     class_names: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class TextImage:
     """
 
     net: TextImageNet
-    process: VP | EDM | Flow
+    process: Noising
     prediction: Prediction
     shape: tuple[int, ...]
     class_names: tuple[str, ...] = ()

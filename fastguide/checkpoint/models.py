@@ -24,7 +24,7 @@ from fastguide.checkpoint.together import replace_together, weights_paths
 from fastguide.checkpoint.weights import Weights, check_finite, check_names, open_weights
 from fastguide.model import Model
 from fastguide.nets import NETS
-from fastguide.process import EDM, VP, Flow, Prediction
+from fastguide.process import Noising, Prediction
 
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
 _TRIES = 5  # while another process keeps replacing the model
@@ -40,7 +40,7 @@ class Stored(NamedTuple):
     """What a folder holds: a network, and what the numbers that go in and out of it mean."""
 
     net: Any
-    process: VP | EDM | Flow
+    process: Noising
     prediction: Prediction
     shape: tuple[int, ...]
     class_names: tuple[str, ...]
@@ -151,7 +151,7 @@ def read(
 
 def describe(
     net: Any,
-    process: VP | EDM | Flow,
+    process: Noising,
     prediction: Prediction,
     shape: tuple[int, ...],
     class_names: tuple[str, ...],

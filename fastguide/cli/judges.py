@@ -16,7 +16,7 @@ from fastguide.cli.train import Data, Names, Out, Snapshot, Stored, class_names
 from fastguide.training.judges import JudgeConfig
 
 if TYPE_CHECKING:
-    from fastguide.process import EDM, VP, Flow, Prediction
+    from fastguide.process import Noising, Prediction
     from fastguide.training import Images
 
 NO_OPTIONS = ("warmup", "snapshots", "lengths", "keep_every")
@@ -158,7 +158,7 @@ class Noised:
     """The images, and whose noise they get."""
 
     images: Images
-    process: VP | EDM | Flow
+    process: Noising
     prediction: Prediction
 
 

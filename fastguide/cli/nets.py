@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import typer
 
     from fastguide.nets import DiT, UNet
-    from fastguide.process import EDM, VP, Flow, Prediction
+    from fastguide.process import Noising, Prediction
     from fastguide.training import Images, Recipe
     from fastguide.training.trainable import Denoiser
 
@@ -77,7 +77,7 @@ def given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def make_process(prediction: str, betas: str) -> VP | EDM | Flow:
+def make_process(prediction: str, betas: str) -> Noising:
     """The process that the networks with this prediction are trained on."""
     from fastguide.process import EDM, VP, Flow
 
@@ -87,7 +87,7 @@ def make_process(prediction: str, betas: str) -> VP | EDM | Flow:
 
 
 def make_network(
-    options: NetOptions, images: Images, process: VP | EDM | Flow, prediction: Prediction
+    options: NetOptions, images: Images, process: Noising, prediction: Prediction
 ) -> tuple[Denoiser, Recipe]:
     """The network, and the recipe that teaches it what the options ask for."""
     classes = 0 if options.unconditional else len(images.class_names)
@@ -142,7 +142,7 @@ def _unet(
     return net, Recipe(dropout=options.dropout if classes else 0.0)
 
 
-def time_scale(process: VP | EDM | Flow, prediction: Prediction) -> float:
+def time_scale(process: Noising, prediction: Prediction) -> float:
     """What brings the network's time to steps of about 1: it is log(sigma / alpha), flow's time or
     a timestep.
     """

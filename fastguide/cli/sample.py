@@ -26,7 +26,7 @@ def sample(
         float, typer.Option(help="of cfg and superconditioning without a number; 1 is off")
     ] = 3.0,
     schedule: Annotated[str, typer.Option(help=f"of the guidance: {SCHEDULES}")] = "constant",
-    solver: Annotated[str, typer.Option(help="with options as in ddim:eta=1")] = "ddim",
+    solver: Annotated[str, typer.Option(help="as in ddim:eta=1 or 'DPM++ 2M Karras'")] = "ddim",
     spacing: Annotated[str, typer.Option(help="of the levels, as in karras:rho=7")] = "",
     steps: int = 25,
     seeds: Annotated[str, typer.Option(help="as in 0-59 or 3,5,8: one image each")] = "0-59",

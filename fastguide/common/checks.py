@@ -4,7 +4,9 @@ ValueError where it is of the right kind, but cannot be taken.
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -62,7 +64,27 @@ def check_name(name: str, value: Any, known: tuple[Any, ...]) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name} is {shown(value)}, but it should be {wanted}")
     if value not in known:
-        raise ValueError(f"{name} is {shown(value)}, but it should be {wanted}")
+        hint = did_you_mean(value, known)
+        raise ValueError(f"{name} is {shown(value)}, but it should be {wanted}{hint}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `name` most likely stands for, in any case and with any of `-_ .`
+    between; None where none is near.
+    """
+    by_key = {_key(one): one for one in reversed(list(known))}
+    found = difflib.get_close_matches(_key(name), by_key, n=1, cutoff=0.6)
+    return by_key[found[0]] if found else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: "; did you mean 'ddim'?", or nothing."""
+    found = nearest(name, known)
+    return "" if found is None else f"; did you mean {found!r}?"
+
+
+def _key(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter not in "-_ .")
 
 
 def _wanted(low: float, high: float, open_: bool) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from fastguide.common.checks import did_you_mean
+
 Result = TypeVar("Result")
 
 
@@ -72,12 +74,16 @@ def by_name(kind: str, name: str, known: Mapping[str, Configured[Result]]) -> Co
     """`known[name]`; `name` may carry options, as in "ddim:eta=1,other=2".
 
     Raises:
-        ValueError: an unknown name (all are listed) or an option that is no number.
+        ValueError: an unknown name (all are listed, and the nearest one) or an option that is no
+            number.
         TypeError: an unknown option.
     """
     head, _, tail = name.partition(":")
     if head not in known:
-        raise ValueError(f"{kind} is {head!r}, but it should be one of {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{kind} is {head!r}, but it should be one of {', '.join(sorted(known))}"
+            + did_you_mean(head, known)
+        )
     options: dict[str, Any] = {}
     for part in filter(None, tail.split(",")):
         key, _, text = part.partition("=")

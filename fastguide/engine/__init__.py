@@ -23,6 +23,7 @@ Run, `run` calling those below it for each evaluation:
         project     weights from inner products: APG, CFG-Zero*, TCFG, MAMBO, rescales
         filters     FDG's fine part of a delta
         latch       that adaptive guidance is over, learned without waiting for the device
+    denoise     one evaluation by itself, as an image that can be differentiated
 
 Captured, beside it:
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from fastguide.guidance.base import POSITIVE, Branch, Guidance
 from fastguide.guidance.modifiers import Rectified
 from fastguide.guidance.schedule import values_of
 from fastguide.process import Level
+from fastguide.spacing import Levels
 from fastguide.staging.contract import TIME
 from fastguide.staging.perturbation import Layers, NoisyTime
 
@@ -130,10 +132,15 @@ def make_patterns(
     levels: list[Level],
     needed: list[bool],
     choose: Callable[[Layers], tuple[str, ...]],
+    run: Levels,
 ) -> tuple[list[Pattern], list[Tensor], Tensor, int | None]:
     """Per evaluation: the pattern, the weights of x and of its branches fp64 `[B or 1, 1 + K]`, and
     NAG's scale fp64 `[E, B or 1]`; then the batch that the guidance holds values for. Where
     `needed`, the negative branch comes first beside the positive one, whatever its weight.
+
+    Args:
+        levels: of the evaluations.
+        run: the levels that the steps lead to.
 
     Raises:
         ValueError: a negative branch is needed, but there is none; a schedule that is not finite;
@@ -164,10 +171,11 @@ def make_patterns(
     hows = [branch.rectified for branch in totals if branch.rectified is not None]
     factor_age = Age(hows[0].every if hows else 1, batch or 1)
     nags, nag_scales = _nags(guidance, levels, batch, choose)
+    zeroed = _zeroed(levels, run, zero_steps)
     patterns, packed = [], []
     ones = torch.ones(batch or 1, dtype=torch.float64, device="cpu")
     for e in range(len(levels)):
-        if e < zero_steps:
+        if zeroed[e]:
             if needed[e]:
                 raise ValueError(
                     f"zero_steps is {zero_steps}, but it should be 0 for a solver that reads the "
@@ -196,6 +204,21 @@ def make_patterns(
         patterns.append(Pattern((POSITIVE, *on), nags[e], frozenset(held), refreshed))
         packed.append(torch.stack([ones, ones, *on.values()], dim=1))
     return patterns, packed, nag_scales, batch
+
+
+def _zeroed(levels: list[Level], run: Levels, steps: int) -> list[bool]:
+    """Whether each evaluation is one of the first `steps` steps, counted from the noisiest level.
+    Of two evaluations at the level between two steps one belongs to each.
+    """
+    if steps == 0:
+        return [False] * len(levels)
+    points = sorted(run.points, key=lambda point: point.ratio, reverse=True)
+    end = points[min(steps, len(points) - 1)].ratio
+    again = [one.ratio == other.ratio for one, other in pairwise(levels)] + [False]
+    return [
+        at.ratio > end or (at.ratio == end and follows != run.rising)
+        for at, follows in zip(levels, again, strict=True)
+    ]
 
 
 def _within(totals: dict[Branch, Tensor], levels: list[Level]) -> list[bool]:

@@ -20,7 +20,7 @@ from fastguide.engine.threshold import DynamicThreshold
 from fastguide.guidance.base import Guidance
 from fastguide.ops import table as _table
 from fastguide.ops.table import Column, Extra
-from fastguide.process import VP, Level, Prediction
+from fastguide.process import VP, ContinuousVP, Level, Prediction
 from fastguide.solvers.update import SOURCES, Map, Solver, Update
 from fastguide.spacing import Levels
 from fastguide.staging.perturbation import Layers
@@ -217,8 +217,8 @@ def make_plan(
 
     extras = [_extra(solver, update) for update in updates]
     needed = [extra == Extra.NEGATIVE for u, extra in zip(updates, extras, strict=True) if u.at]
-    _check_zero_steps(prediction, guidance)
-    patterns, weights, nags, batch = make_patterns(guidance, visited, needed, choose)
+    _check_zero_steps(prediction, guidance, solver, levels, updates)
+    patterns, weights, nags, batch = make_patterns(guidance, visited, needed, choose, levels)
     threshold = clamp if isinstance(clamp, DynamicThreshold) else None
     low, high = clamp if isinstance(clamp, tuple) else (-math.inf, math.inf)
     scales = [1.0 if u.at is None else prediction.input_scale(u.at) for u in updates]
@@ -281,11 +281,25 @@ def make_plan(
     )
 
 
-def _check_zero_steps(prediction: Prediction, guidance: Guidance | None) -> None:
-    """What a guidance asks of the prediction, however long the run is."""
+def _check_zero_steps(
+    prediction: Prediction,
+    guidance: Guidance | None,
+    solver: Solver,
+    levels: Levels,
+    updates: list[Update],
+) -> None:
+    """What a guidance asks of the prediction, however long the run is, and of the solver."""
     for term in guidance.terms() if guidance is not None else ():
         how = term.branch.projection
-        if how is not None and how.zero_steps and prediction.name != "flow":
+        if how is None or not how.zero_steps:
+            continue
+        churned = any(u.at and u.at not in levels.points and "noise" in u.x for u in updates)
+        if churned:  # which step an evaluation between the levels belongs to cannot be told
+            raise ValueError(
+                f"zero_steps is {how.zero_steps}, but it should be 0 for {solver}, which adds "
+                "noise and evaluates between the levels of its steps"
+            )
+        if prediction.name != "flow":
             raise ValueError(
                 f"zero_steps is {how.zero_steps}, but it should be 0 for a network that predicts "
                 f"{prediction.name!r}: it sets a velocity to 0"
@@ -296,7 +310,7 @@ def _check_noise(solver: Solver, rows: list[Row]) -> None:
     """What a guidance asks of the solver."""
     branches = {branch for row in rows if row.pattern for branch in row.pattern.branches}
     if any(b.potential is not None and b.potential.mean for b in branches) and not any(
-        row.draws for row in rows[1:]
+        row.draws and row.at is not None for row in rows
     ):
         raise ValueError(
             f"form is 'mean', which moves the mean of the solver's noise, but {solver} draws none"
@@ -322,7 +336,8 @@ def start_std(levels: Levels) -> float:
     if levels.start is not None:
         return levels.start
     # the marginal's own size: VP keeps the variance of normalised data, the others add to it
-    return 1.0 if isinstance(levels.process, VP) else levels.points[0].sigma
+    normal = isinstance(levels.process, (VP, ContinuousVP))
+    return 1.0 if normal else levels.points[0].sigma
 
 
 def _column(source: str, slots: tuple[str, ...]) -> int:

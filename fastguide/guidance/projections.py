@@ -116,13 +116,13 @@ class ZeroStar:
 @dataclass(frozen=True, eq=False)
 class CFGZeroStar(Guidance):
     """CFG-Zero* (Fan et al. 2025): the negative prediction is scaled by `s = <c, u> / |u|^2`,
-    `s u + scale (c - s u)`; and in the first `zero_steps` evaluations the velocity is 0.
+    `s u + scale (c - s u)`; and in the first `zero_steps` steps the velocity is 0.
 
     Args:
-        zero_steps: how many evaluations (of a solver with one a step: steps) have the velocity 0.
-            As published 1, or 4 % of a long run. (Its authors' code names the last of them, so its
-            default 0 is 1 here.) The default here is none, as a network that predicts no velocity
-            ("flow") has none to set to 0: more is an error there.
+        zero_steps: how many steps, with all of their evaluations, have the velocity 0. As published
+            1, or 4 % of a long run. (Its authors' code names the last of them, so its default 0 is
+            1 here.) The default here is none, as a network that predicts no velocity ("flow") has
+            none to set to 0: more is an error there.
     """
 
     guidance: Guidance

@@ -7,16 +7,23 @@ import math
 import torch
 from torch import Tensor
 
-from fastguide.process import EDM, VP, Flow, Prediction
+from fastguide.process import EDM, ContinuousVP, Flow, Noising, Prediction
 
 
-def alpha_sigma(process: VP | EDM | Flow, t: Tensor) -> tuple[Tensor, Tensor]:
+def alpha_sigma(process: Noising, t: Tensor) -> tuple[Tensor, Tensor]:
     """(alpha, sigma) fp64, shaped like the times `t`, which may be fractional."""
     t = t.double()
     if isinstance(process, EDM):
         return torch.ones_like(t), t
     if isinstance(process, Flow):
         return 1 - t, t
+    if isinstance(process, ContinuousVP):
+        s = t / process.scale
+        log_alpha = (
+            -s.square() * (process.beta_max - process.beta_min) / 4 - s * process.beta_min / 2
+        )
+        square = -torch.expm1(2 * log_alpha)
+        return log_alpha.exp(), square if process.sub else square.sqrt()
     table = torch.tensor(process.log_ratios, dtype=torch.float64, device=t.device)
     low = t.long().clamp(0, process.timesteps - 2)
     if not math.isinf(process.log_ratios[-1]):
@@ -28,10 +35,12 @@ def alpha_sigma(process: VP | EDM | Flow, t: Tensor) -> tuple[Tensor, Tensor]:
     return alpha, torch.where(last, ((1 - alpha) * (1 + alpha)).sqrt(), sigma)
 
 
-def from_ratio(process: VP | EDM | Flow, ratio: Tensor) -> tuple[Tensor, Tensor]:
+def from_ratio(process: Noising, ratio: Tensor) -> tuple[Tensor, Tensor]:
     """(alpha, sigma), shaped like `ratio` = sigma / alpha; inf is pure noise, of VP and flow."""
     if isinstance(process, EDM):
         return torch.ones_like(ratio), ratio
+    if isinstance(process, ContinuousVP) and process.sub:
+        return (-(ratio / 2).asinh()).exp(), ratio * (-(ratio / 2).asinh()).exp()
     alpha = 1 / (1 + ratio) if isinstance(process, Flow) else (1 + ratio.square()).rsqrt()
     return alpha, torch.where(ratio.isinf(), 1.0, alpha * ratio)
 

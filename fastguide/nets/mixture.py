@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastguide.nets.diffuse import alpha_sigma, from_ratio, net_input, prediction_of
-from fastguide.process import EDM, VP, Flow, Prediction
+from fastguide.process import Noising, Prediction
 
 
 class GaussianMixture:
@@ -30,7 +30,7 @@ class GaussianMixture:
         means: Tensor,
         stds: Sequence[float],
         weights: Sequence[float],
-        process: VP | EDM | Flow,
+        process: Noising,
         prediction: Prediction,
         labels: Sequence[int] = (),
         heads: int = 1,

@@ -17,4 +17,12 @@ At each call:
     running       eagerly or captured, counted and logged
       inversion     the same upwards, from images to their noise
     finite        samples that are not finite are an error
+
+Without a plan of levels:
+
+    field         the guided denoised image at any level
+    adaptive      runs that choose their steps
+      integrate     differential equations to a tolerance: RK45
+      dpm_adaptive  DPM-Solver with a controller
+    likelihood    bits per dimension along the flow
 """

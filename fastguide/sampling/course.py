@@ -8,14 +8,16 @@ from numbers import Real
 from typing import Any
 
 from fastguide.common.checks import shown
-from fastguide.common.options import Configured, by_name
+from fastguide.common.options import Configured
 from fastguide.engine.plan import Start
 from fastguide.engine.threshold import DynamicThreshold
 from fastguide.guidance.base import Guidance
 from fastguide.model import Model
 from fastguide.process import Level, Prediction
-from fastguide.solvers import Solver, ddim, solver_by_name
-from fastguide.spacing import SPACINGS, Levels, make_levels
+from fastguide.solvers import Solver, ddim
+from fastguide.solvers.names import Named, named
+from fastguide.spacing import Levels, make_levels
+from fastguide.spacing.names import spacing_by_name
 
 Bounds = tuple[float, float] | DynamicThreshold | None
 Clamp = float | tuple[float, float] | DynamicThreshold | None
@@ -35,7 +37,7 @@ class Course:
     """The arguments of `fastguide.Sampler` with these names; `upward` is its inversion."""
 
     guidance: Guidance | None
-    solver: Solver | str | None
+    solver: Solver | Named | str | None
     steps: int
     spacing: Configured[Levels] | str | None
     levels: Levels | None
@@ -68,12 +70,14 @@ class Course:
         self, model: Model
     ) -> tuple[Prediction, Levels, Solver, Guidance | None, Bounds]:
         """The first arguments of `make_plan`."""
-        solver = solver_by_name(self.solver) if isinstance(self.solver, str) else self.solver
+        solver = named(self.solver) if isinstance(self.solver, str) else self.solver
+        spacing, levels = self.spacing, self.levels
+        if isinstance(solver, Named):
+            spacing, solver = spacing or solver.spacing, solver.solver
         if solver is not None and not isinstance(solver, Configured):
             raise TypeError(
                 f"solver is {solver!r}, but it should be a solver such as fastguide.ddim"
             )
-        spacing, levels = self.spacing, self.levels
         if levels is not None and not isinstance(levels, Levels):
             raise TypeError(
                 f"levels is {shown(levels)}, but it should be a fastguide.Levels, such as "
@@ -85,7 +89,7 @@ class Course:
                 "fastguide.karras, or its name"
             )
         if isinstance(spacing, str):
-            spacing = by_name("spacing", spacing, SPACINGS)
+            spacing = spacing_by_name(spacing)
         usual: Usual | None = None if model.usual is None else model.usual(self.steps)
         if levels is None and spacing is None and usual is not None:
             levels = usual.levels

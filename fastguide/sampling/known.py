@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastguide import ops
 from fastguide.engine.known import Known, Measurement
 from fastguide.sampling.planning import Planned
 
@@ -83,7 +84,23 @@ def as_known(
             f"measurement, done twice, differs by {float(off):.3g} from once, but it should be a "
             "projection, such as fastguide.grey or fastguide.pooled(4)"
         )
+    _check_symmetric(measurement, batch, image)
     return Known(image, measurement=measurement)
+
+
+def _check_symmetric(measurement: Measurement, batch: int, image: Tensor) -> None:
+    """Raise ValueError unless `<P x, y> = <x, P y>` for two random images, as of an orthogonal
+    projection: another one moves what it should leave.
+    """
+    one, other = (ops.noise(range(batch), image.shape[1:], k, image.device) for k in (1, 2))
+    sides = [(measurement(a) * b).double().sum() for a, b in ((one, other), (other, one))]
+    off = (sides[0] - sides[1]).abs()
+    if not bool(off <= TOLERANCE * image.numel() ** 0.5):
+        raise ValueError(
+            f"measurement is a projection, but not an orthogonal one: <P x, y> and <x, P y> of two "
+            f"random images differ by {float(off):.3g}. Such are fastguide.grey or "
+            "fastguide.pooled(4)"
+        )
 
 
 def _as_mask(planned: Planned, mask: Tensor, batch: int) -> Tensor:

@@ -92,7 +92,7 @@ def amounts_of(
             computes a held delta or REG's factor at other evaluations than the plan.
     """
     visited = [row.at for row in plan.rows if row.at is not None]
-    found = make_patterns(guidance, visited, [False] * len(visited), choose)
+    found = make_patterns(guidance, visited, [False] * len(visited), choose, plan.levels)
     patterns, weights, nags, batch = found
     if batch is not None:
         raise ValueError(f"guidance holds values for {batch} samples, but a request is one")

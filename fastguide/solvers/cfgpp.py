@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from fastguide.common.options import Configured
 from fastguide.solvers.ddim import ancestral_split
 from fastguide.solvers.dpmpp import growth
+from fastguide.solvers.stages import apart, between
 from fastguide.solvers.update import Map, Update, combine, transfer
 from fastguide.spacing import Levels
 
@@ -24,12 +25,37 @@ def ddim_cfgpp(levels: Levels) -> Iterator[Update]:
 
 
 @Configured
-def euler_ancestral_cfgpp(levels: Levels, eta: float = 1.0) -> Iterator[Update]:
+def euler_ancestral_cfgpp(
+    levels: Levels, eta: float = 1.0, s_noise: float = 1.0
+) -> Iterator[Update]:
     """As ddim_cfgpp, down to less noise and up again with fresh noise as euler_ancestral does."""
     for now, to in levels.steps():
         down, up = ancestral_split(now, to, eta)
         x = transfer(now, to, to.alpha * down, "negative")
-        yield Update(now, {**x, "noise": to.alpha * up} if up else x)
+        drawn = to.alpha * up * s_noise
+        yield Update(now, {**x, "noise": drawn} if drawn else x)
+
+
+@Configured
+def dpmpp_2s_ancestral_cfgpp(
+    levels: Levels, eta: float = 1.0, s_noise: float = 1.0
+) -> Iterator[Update]:
+    """dpmpp_2s_ancestral on the negative's images, and at the end of each step `alpha'` times the
+    guided image less the negative's, both of the step's first evaluation (ComfyUI).
+    """
+    for now, to in levels.steps():
+        down, up = ancestral_split(now, to, eta)
+        drawn = to.alpha * up * s_noise
+        noise: Map = {"noise": drawn} if drawn else {}
+        if down == 0.0 or not apart(now, to):
+            yield Update(now, {**transfer(now, to, to.alpha * down, "negative"), **noise})
+            continue
+        middle = levels.process.at_ratio(between(now, down, 0.5))
+        to_middle, to_end = transfer(now, middle), transfer(now, to, to.alpha * down)
+        reach = {"x": to_middle["x"], "negative": to_middle["denoised"]}
+        guided = {"x": to_end["x"], "denoised": to.alpha, "negative": -to.alpha}
+        yield Update(now, reach, {"stage1": guided})
+        yield Update(middle, {"stage1": 1.0, "negative": to_end["denoised"], **noise})
 
 
 @Configured

@@ -49,16 +49,18 @@ def ancestral_split(now: Level, to: Level, eta: float) -> tuple[float, float]:
 
 
 @Configured
-def euler_ancestral(levels: Levels, eta: float = 1.0) -> Iterator[Update]:
+def euler_ancestral(levels: Levels, eta: float = 1.0, s_noise: float = 1.0) -> Iterator[Update]:
     """Euler down to less noise than asked for, then fresh noise up to it (k-diffusion).
 
     In sigma / alpha, written r: `r_up = min(r', eta sqrt(r'^2 (r^2 - r'^2) / r^2))`, and
-    `r_down = sqrt(r'^2 - r_up^2)`. With eta 1 on VP levels these are the rows of ddpm.
+    `r_down = sqrt(r'^2 - r_up^2)`. With eta 1 on VP levels these are the rows of ddpm. `s_noise`
+    multiplies what is drawn.
     """
     for now, to in levels.steps():
         down, up = ancestral_split(now, to, eta)
         x = transfer(now, to, to.alpha * down)
-        yield Update(at=now, x={**x, "noise": to.alpha * up} if up else x)
+        drawn = to.alpha * up * s_noise
+        yield Update(at=now, x={**x, "noise": drawn} if drawn else x)
 
 
 @Configured

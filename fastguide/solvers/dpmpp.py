@@ -32,7 +32,7 @@ def growth(now: Level, to: Level) -> float:
     return math.log(to.alpha / to.sigma) - math.log(now.alpha / now.sigma)
 
 
-def _integrals(h: float) -> Weights:
+def integrals(h: float) -> Weights:
     """(phi_1, phi_2, phi_3) with phi_k(h) = the integral of e^(u - h) u^(k-1) / (k-1)! /
     h^(k-1) over u from 0 to h; -phi_k(-h) is that of e^(h - u).
     """
@@ -84,7 +84,7 @@ def _mixed(h: float, past: list[float], rule: _Rule, rate: float) -> Weights:
     """What a step of growth h makes of the values now, before and before that; a negative `rate`
     weighs by e^(h - u) instead of e^(u - h).
     """
-    phi = _integrals(rate * h)
+    phi = integrals(rate * h)
     parts = _extrapolate(h, past[: rule.order - 1])
     midpoint = rule.line == "midpoint" and (rule.order == 2 or len(past) < 2)
     bend = phi[2] if rule.half_bend else 2.0 * phi[2]
@@ -101,9 +101,11 @@ def _history(names: tuple[str, str], value: Map, known: int, order: int) -> dict
     return keep
 
 
-def _limited(past: list[float], left: int, lower_order_final: bool) -> list[float]:
-    """What of the past a step may use with `left` steps to go, its own included."""
-    return past[: left - 1] if lower_order_final else past
+def _limited(past: list[float], left: int, lower: bool) -> list[float]:
+    """What of the past a step may use with `left` steps to go, its own included. Upwards the last
+    step's growth may be far larger than all before, to which nothing can be extrapolated.
+    """
+    return past[: left - 1] if lower else past
 
 
 def _multistep(
@@ -119,7 +121,8 @@ def _multistep(
         h = growth(now, to)
         x: dict[str, float] = transfer(now, to)
         if math.isfinite(h):
-            known = _limited(past, len(steps) - i, rule.lower_order_final)
+            lower = rule.lower_order_final or levels.rising
+            known = _limited(past, len(steps) - i, lower)
             mixed = _mixed(h, known, rule, 1.0 + eta)
             gains = zip(("denoised", *names), mixed, strict=True)
             keep = to.sigma / now.sigma
@@ -141,7 +144,8 @@ def _multistep_noise(levels: Levels, rule: _Rule) -> Iterator[Update]:
         h = growth(now, to)
         x: dict[str, float] = transfer(now, to)
         if math.isfinite(h):
-            known = _limited(past, len(steps) - i, rule.lower_order_final)
+            lower = rule.lower_order_final or levels.rising
+            known = _limited(past, len(steps) - i, lower)
             mixed = _mixed(h, known, rule, -1.0)
             here = eps(now)
             parts = [

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fastguide.common.options import Configured
-from fastguide.process import Level
+from fastguide.process import Level, Process
 from fastguide.solvers.update import Update, combine, eps, transfer
 from fastguide.spacing import Levels
 
@@ -24,7 +24,7 @@ class _Step:
     std: float
 
 
-def _churned(
+def churned(
     levels: Levels, churn: float, s_min: float, s_max: float, s_noise: float
 ) -> list[_Step]:
     if churn < 0.0 or s_noise <= 0.0:
@@ -42,14 +42,14 @@ def _churned(
     return out
 
 
-def _with_next(x: Mapping[str, float], following: _Step | None) -> dict[str, float]:
+def with_next(x: Mapping[str, float], following: _Step | None) -> dict[str, float]:
     """The map to x, composed with the raise that the next step begins with."""
     if following is None or following.std == 0.0:
         return dict(x)
     return {**{name: following.lift * c for name, c in x.items()}, "noise": following.std}
 
 
-def _raise_start(steps: list[_Step]) -> Iterator[Update]:
+def raise_start(steps: list[_Step]) -> Iterator[Update]:
     if steps[0].std > 0.0:
         yield Update(at=None, x={"x": steps[0].lift, "noise": steps[0].std})
 
@@ -67,23 +67,28 @@ def euler(
     `churn`, `s_min`, `s_max`, `s_noise` are S_churn, S_min, S_max, S_noise of EDM; sigma is read as
     sigma / alpha.
     """
-    steps = _churned(levels, churn, s_min, s_max, s_noise)
-    yield from _raise_start(steps)
+    steps = churned(levels, churn, s_min, s_max, s_noise)
+    yield from raise_start(steps)
     for step, following in zip(steps, [*steps[1:], None], strict=True):
-        yield Update(at=step.hat, x=_with_next(transfer(step.hat, step.to), following))
+        yield Update(at=step.hat, x=with_next(transfer(step.hat, step.to), following))
 
 
-def trapezoid(now: Level, to: Level, over: str) -> tuple[dict[str, float], dict[str, float]]:
-    """The slot "half", which adds half of the slope at `now`, and x, which adds half of that at
-    `to`. The slope is `denoised rise + eps fall` over "x", or over "ratio" as heun says.
+def trapezoid(
+    now: Level, to: Level, over: str, middle: Level | None = None, share: float = 1.0
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The slot "half", which adds its part of the slope at `now`, and x, which adds that at
+    `middle`, a `share` of the step away: `1 - 1 / 2 share` and `1 / 2 share`. The slope is
+    `denoised rise + eps fall` over "x", or over "ratio" as heun says.
     """
     if over == "x":
         stay, rise, fall = 1.0, to.alpha - now.alpha, to.sigma - now.sigma
     else:
         stay, rise, fall = to.alpha / now.alpha, 0.0, to.alpha * (to.ratio - now.ratio)
-    slope = {"denoised": 0.5 * rise}
-    half = combine((stay, {"x": 1.0}), (1.0, slope), (0.5 * fall, eps(now)))
-    return half, combine((1.0, {"half": 1.0}), (1.0, slope), (0.5 * fall, eps(to)))
+    late = 0.5 / share
+    slope, early = {"denoised": rise}, 1.0 - late
+    half = combine((stay, {"x": 1.0}), (early, slope), (early * fall, eps(now)))
+    end = combine((1.0, {"half": 1.0}), (late, slope), (late * fall, eps(middle or to)))
+    return half, end
 
 
 @Configured
@@ -94,23 +99,34 @@ def heun(
     s_max: float = math.inf,
     s_noise: float = 1.0,
     over: str = "x",
+    alpha: float = 1.0,
 ) -> Iterator[Update]:
     """Heun's second-order method: 2 N - 1 evaluations, the last step to the data is Euler's.
 
     The trapezoid rule on `dx = denoised d alpha + eps d sigma`: EDM's algorithm 2 where alpha is 1,
     and Heun in t for flow. `over="ratio"` is the rule on x / alpha over sigma / alpha instead,
-    which k-diffusion and diffusers use on VP levels. Other options as for euler.
+    which k-diffusion and diffusers use on VP levels. `alpha` is where the second evaluation lies
+    within the step, in t or that ratio: 1 Heun, 2/3 Ralston, 1/2 the midpoint rule (EDM, appendix
+    D.2). Other options as for euler.
     """
     if over not in ("x", "ratio"):
         raise ValueError(f"over is {over!r}, but it should be 'x' or 'ratio'")
-    steps = _churned(levels, churn, s_min, s_max, s_noise)
-    yield from _raise_start(steps)
+    if not 0.0 < alpha <= 1.0:
+        raise ValueError(f"alpha is {alpha}, but it should lie in (0, 1]")
+    steps = churned(levels, churn, s_min, s_max, s_noise)
+    yield from raise_start(steps)
     for step, following in zip(steps, [*steps[1:], None], strict=True):
         now, to = step.hat, step.to
-        predicted = transfer(now, to)
         if to.sigma == 0.0 or (over == "ratio" and now.alpha * to.alpha == 0.0):
-            yield Update(at=now, x=_with_next(predicted, following))
+            yield Update(at=now, x=with_next(transfer(now, to), following))
             continue
-        half, corrected = trapezoid(now, to, over)
-        yield Update(at=now, x=predicted, keep={"half": half})
-        yield Update(at=to, x=_with_next(corrected, following))
+        middle = to if alpha == 1.0 else _within(levels.process, now, to, over, alpha)
+        half, corrected = trapezoid(now, to, over, middle, alpha)
+        yield Update(at=now, x=transfer(now, middle), keep={"half": half})
+        yield Update(at=middle, x=with_next(corrected, following))
+
+
+def _within(process: Process, now: Level, to: Level, over: str, share: float) -> Level:
+    if over == "x":
+        return process.level(now.t + share * (to.t - now.t))
+    return process.at_ratio(now.ratio + share * (to.ratio - now.ratio))

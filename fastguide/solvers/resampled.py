@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from fastguide.common.checks import shown
 from fastguide.common.options import Configured
 from fastguide.process import Level
 from fastguide.solvers.ddim import ddpm, transition_std
@@ -17,22 +18,40 @@ from fastguide.solvers.update import Update
 from fastguide.spacing import Levels
 
 
-def raised(update: Update, low: Level, high: Level) -> Update:
-    """The update to `low`, and from there up to `high`, as one map."""
-    lift, std = high.alpha / low.alpha, transition_std(high, low)
-    x = {name: lift * coefficient for name, coefficient in update.x.items()}
-    x["noise"] = (x.get("noise", 0.0) ** 2 + std**2) ** 0.5  # the sum of two independent draws
-    return Update(update.at, x, update.keep, update.spread)
+def raised(low: Level, high: Level) -> Update:
+    """From `low` up to `high`. It is an update of its own: what scales or moves the noise of the
+    solver's step, a learned variance or a gradient, does not concern the process.
+    """
+    return Update(None, {"x": high.alpha / low.alpha, "noise": transition_std(high, low)})
+
+
+def _named(solver: Configured[Any] | str) -> Configured[Any]:
+    """A solver, perhaps by its name.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if isinstance(solver, str):
+        from fastguide.solvers.names import named  # the table of names has those of this file
+
+        found, spacing = named(solver)
+        if spacing is not None:
+            raise ValueError(f"solver is {solver!r}, but here it should be one without a spacing")
+        return found
+    if not isinstance(solver, Configured):
+        raise TypeError(
+            f"solver is {shown(solver)}, but it should be a solver such as fastguide.ddpm, or its "
+            "name"
+        )
+    return solver
 
 
 def _again(part: Levels, times: int, solver: Configured[Any]) -> Iterator[Update]:
     """A part of the run `times` times."""
-    low, high = part.points[-1], part.points[0]
     for number in range(times):
-        updates = list(solver.run(part))
-        yield from updates[:-1]
-        last = number == times - 1
-        yield updates[-1] if last else raised(updates[-1], low, high)
+        if number:
+            yield raised(part.points[-1], part.points[0])
+        yield from solver.run(part)
 
 
 def _count(name: str, value: float) -> int:
@@ -43,20 +62,21 @@ def _count(name: str, value: float) -> int:
 
 @Configured
 def resampled(
-    levels: Levels, times: int = 10, jump: int = 10, solver: Configured[Any] = ddpm
+    levels: Levels, times: int = 10, jump: int = 10, solver: Configured[Any] | str = ddpm
 ) -> Iterator[Update]:
     """RePaint's resampling (Lugmayr et al. 2022, section 4.2), for runs with `known` pixels: each
     `jump` steps are done `times` times, so that what is sampled comes to fit what is known.
 
-    `solver` takes the steps: one whose steps stand alone, as the history of a multistep one ends
-    with each part. N times evaluations for one of one a step. Published: 250 steps, 10 and 10.
+    `solver`, or its name, takes the steps: one whose steps stand alone, as the history of a
+    multistep one ends with each part. N times evaluations for one of one a step. Published: 250
+    steps, 10 and 10.
     """
     count, size = _count("times", times), _count("jump", jump)
-    points = levels.points
+    points, steps = levels.points, _named(solver)
     for start in range(0, len(points) - 1, size):
         part = points[start : start + size + 1]
         again = 1 if part[0].alpha == 0.0 and part[-1].sigma == 0.0 else count
-        yield from _again(Levels(levels.process, part), again, solver)
+        yield from _again(Levels(levels.process, part), again, steps)
 
 
 @Configured
@@ -66,7 +86,7 @@ def restart(
     t_min: float = 0.06,
     t_max: float = 0.3,
     steps: int = 4,
-    solver: Configured[Any] = heun,
+    solver: Configured[Any] | str = heun,
 ) -> Iterator[Update]:
     """Restart (Xu et al. 2023, algorithm 1): a run of `solver`, which at the level next to sigma =
     `t_min` goes back up to `t_max` with fresh noise, and down again in `steps` steps of Karras's
@@ -78,10 +98,10 @@ def restart(
         raise ValueError(f"times is {times}, but it should be a whole number, 0 or more")
     if not 0.0 < t_min < t_max:
         raise ValueError(f"t_min, t_max are {t_min}, {t_max}, but 0 < t_min < t_max")
-    count = _count("steps", steps)
+    count, own = _count("steps", steps), _named(solver)
     noisy = [i for i, point in enumerate(levels.points) if i > 0 and point.sigma > 0.0]
     if not noisy or times == 0:
-        yield from solver.run(levels)
+        yield from own.run(levels)
         return
     turn = min(noisy, key=lambda i: abs(levels.points[i].ratio - t_min))
     low, high = levels.points[turn], levels.process.at_ratio(t_max)
@@ -90,9 +110,8 @@ def restart(
     top, bottom = high.ratio ** (1 / 7), low.ratio ** (1 / 7)
     ratios = [(top + (bottom - top) * i / count) ** 7 for i in range(1, count)]
     inner = Levels(levels.process, (high, *map(levels.process.at_ratio, ratios), low))
-    before = list(solver.run(Levels(levels.process, levels.points[: turn + 1])))
-    yield from before[:-1]
-    yield raised(before[-1], low, high)
-    yield from _again(inner, int(times), solver)
+    yield from own.run(Levels(levels.process, levels.points[: turn + 1]))
+    yield raised(low, high)
+    yield from _again(inner, int(times), own)
     if turn + 1 < len(levels.points):
-        yield from solver.run(Levels(levels.process, levels.points[turn:]))
+        yield from own.run(Levels(levels.process, levels.points[turn:]))

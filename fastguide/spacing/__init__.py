@@ -8,16 +8,28 @@ from fastguide.common.options import Configured
 from fastguide.process import EDM, VP, Process
 from fastguide.spacing.levels import Levels
 from fastguide.spacing.quantiles import beta
-from fastguide.spacing.sigmas import exponential, karras, polyexponential
-from fastguide.spacing.times import linspace, sgm_uniform, shifted, shifted_by_size
-from fastguide.spacing.timesteps import ddim_stride, leading, quadratic, respaced, trailing
+from fastguide.spacing.sigmas import exponential, karras, kl_optimal, polyexponential
+from fastguide.spacing.tables import ays
+from fastguide.spacing.times import flux, linspace, sgm_uniform, shifted, shifted_by_size
+from fastguide.spacing.timesteps import (
+    ddim_stride,
+    leading,
+    quadratic,
+    respaced,
+    simple,
+    trailing,
+    turbo,
+)
 
 __all__ = [
     "Levels",
+    "ays",
     "beta",
     "ddim_stride",
     "exponential",
+    "flux",
     "karras",
+    "kl_optimal",
     "leading",
     "linspace",
     "make_levels",
@@ -27,7 +39,9 @@ __all__ = [
     "sgm_uniform",
     "shifted",
     "shifted_by_size",
+    "simple",
     "trailing",
+    "turbo",
 ]
 
 SPACINGS: dict[str, Configured[Levels]] = {

@@ -84,6 +84,19 @@ def polyexponential(
     return Levels.from_sigmas(process, [high, *(low * math.exp(span * u) for u in ramp)])
 
 
+@Configured
+def kl_optimal(
+    process: Process, steps: int, sigma_min: float | None = None, sigma_max: float | None = None
+) -> Levels:
+    """arctan sigma evenly from that of sigma_max to that of sigma_min: what is best for a Gaussian
+    of variance 1 (Sabour et al. 2024, theorem 3.1). Bounds as for karras.
+    """
+    low, high = bounds(process, sigma_min, sigma_max)
+    top, bottom = math.atan(high), math.atan(low)
+    ramp = [top + (bottom - top) * i / (steps - 1) for i in range(1, steps)]
+    return Levels.from_sigmas(process, [high, *map(math.tan, ramp)])
+
+
 def _check_rho(rho: float) -> None:
     if not 0.0 < rho < math.inf:
         raise ValueError(f"rho is {rho}, but it should be positive")

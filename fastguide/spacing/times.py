@@ -80,6 +80,15 @@ def shifted_by_size(
     return _shifted(process, steps, "shifted_by_size", math.exp(mu))
 
 
+@Configured
+def flux(process: Process, steps: int, width: float = 1024, height: float = 1024) -> Levels:
+    """`shifted_by_size` for `width` by `height` pixels, 16 by 16 of them a token (Flux)."""
+    for name, value in (("width", width), ("height", height)):
+        if not 0.0 < value < math.inf:
+            raise ValueError(f"{name} is {value}, but it should be a number of pixels")
+    return shifted_by_size.run(process, steps, width * height / 256.0)
+
+
 def _shifted(process: Process, steps: int, spacing: str, shift: float) -> Levels:
     if not isinstance(process, Flow):
         raise ValueError(f"spacing is {spacing!r}, which is for Flow, but process is {process}")

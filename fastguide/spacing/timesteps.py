@@ -44,6 +44,24 @@ def trailing(process: Process, steps: int) -> Levels:
 
 
 @Configured
+def simple(process: Process, steps: int) -> Levels:
+    """t = T - 1 - floor(i T / N), i = 0 ... N-1 (ComfyUI)."""
+    total = _timesteps(process, "simple", steps)
+    return _visit(process, (total - 1 - i * total // steps for i in range(steps)))
+
+
+@Configured
+def turbo(process: Process, steps: int) -> Levels:
+    """t = (10 - i) T / 10 - 1, i = 0 ... N-1, N at most 10: the levels that SD-Turbo and SDXL-Turbo
+    were trained at (Sauer et al. 2023); they are meant for 1 to 4 steps.
+    """
+    total = _timesteps(process, "turbo", steps)
+    if steps > 10:
+        raise ValueError(f"steps is {steps}, but spacing 'turbo' has 10 levels")
+    return _visit(process, ((10 - i) * total // 10 - 1 for i in range(steps)))
+
+
+@Configured
 def quadratic(process: Process, steps: int) -> Levels:
     """t = floor((i sqrt(0.8 T) / (N - 1))^2), i = N-1 ... 0: the "quad" of DDIM's code (Song et al.
     2021, appendix D.2).

@@ -25,7 +25,7 @@ from fastguide.checkpoint.judges import (
 )
 from fastguide.nets import Encoder, TextImageNet
 from fastguide.nets.text_image import text_tokens
-from fastguide.process import EDM, VP, Flow, Prediction
+from fastguide.process import Noising, Prediction
 from fastguide.training.data import Images
 from fastguide.training.loop import Batch, LoopConfig, Report, Task, run
 from fastguide.training.objective import noised_alike
@@ -42,7 +42,7 @@ class JudgeConfig(LoopConfig):
 def train_classifier(
     net: Encoder,
     images: Images,
-    process: VP | EDM | Flow,
+    process: Noising,
     prediction: Prediction,
     config: LoopConfig,
     out: str | Path,
@@ -74,7 +74,7 @@ def train_classifier(
 def train_text_image(
     net: TextImageNet,
     images: Images,
-    process: VP | EDM | Flow,
+    process: Noising,
     prediction: Prediction,
     config: LoopConfig,
     out: str | Path,

@@ -8,20 +8,25 @@ import torch
 from torch import Tensor
 
 from fastguide.nets.diffuse import alpha_sigma, net_input, prediction_of
-from fastguide.process import EDM, VP, Flow, Prediction
+from fastguide.process import EDM, VP, ContinuousVP, Noising, Prediction
 
 
 def noised(
-    clean: Tensor, process: VP | EDM | Flow, prediction: Prediction, generator: torch.Generator
+    clean: Tensor,
+    process: Noising,
+    prediction: Prediction,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(network input, network time [B], target) for one batch of `clean` images [B, C, H, W].
 
-    Times: uniform over VP's timesteps; log-normal(-1.2, 1.2) sigmas for EDM (Karras et al. 2022);
-    logit-normal(0, 1) for flow (Esser et al. 2024).
+    Times: uniform over VP's timesteps, and over continuous ones; log-normal(-1.2, 1.2) sigmas for
+    EDM (Karras et al. 2022); logit-normal(0, 1) for flow (Esser et al. 2024).
     """
     batch = clean.shape[0]
     if isinstance(process, VP):
         t = torch.randint(process.timesteps, (batch,), generator=generator).float()
+    elif isinstance(process, ContinuousVP):
+        t = process.t_min + (process.t_max - process.t_min) * torch.rand(batch, generator=generator)
     elif isinstance(process, EDM):
         t = (torch.randn(batch, generator=generator) * 1.2 - 1.2).exp()
     else:
@@ -32,7 +37,10 @@ def noised(
 
 
 def noised_alike(
-    clean: Tensor, process: VP | EDM | Flow, prediction: Prediction, generator: torch.Generator
+    clean: Tensor,
+    process: Noising,
+    prediction: Prediction,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """(network input, network time [B]) at all levels alike, for a network that judges `clean`.
 
@@ -44,13 +52,15 @@ def noised_alike(
         t = torch.randint(process.timesteps, (batch,), generator=generator).float()
     else:
         t = torch.rand(batch, generator=generator).clamp(1e-4, 1 - 1e-4)
+    if isinstance(process, ContinuousVP):
+        t = process.t_min + (process.t_max - process.t_min) * t
     if isinstance(process, EDM):
         t = process.sigma_min * (process.sigma_max / process.sigma_min) ** t
     return net_input(prediction, *diffused(clean, t, process, generator))
 
 
 def diffused(
-    clean: Tensor, t: Tensor, process: VP | EDM | Flow, generator: torch.Generator
+    clean: Tensor, t: Tensor, process: Noising, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(x, t, alpha, sigma) of `clean` noised to the times `t` [B]; the last two are columns."""
     column = t.view(-1, *[1] * (clean.ndim - 1))

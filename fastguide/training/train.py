@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastguide.checkpoint import models as checkpoint
 from fastguide.model import Model
-from fastguide.process import EDM, VP, Flow, Prediction
+from fastguide.process import VP, Noising, Prediction
 from fastguide.training.data import Images
 from fastguide.training.loop import Batch, LoopConfig, Report, Task, run
 from fastguide.training.objective import noised
@@ -30,7 +30,7 @@ class TrainConfig(LoopConfig):
 def train(
     net: Denoiser,
     images: Images,
-    process: VP | EDM | Flow,
+    process: Noising,
     prediction: Prediction,
     config: TrainConfig,
     out: str | Path,
@@ -68,7 +68,7 @@ def train(
 def _check(
     net: Denoiser,
     images: Images,
-    process: VP | EDM | Flow,
+    process: Noising,
     prediction: Prediction,
     config: TrainConfig,
 ) -> None:
@@ -96,7 +96,7 @@ def _loss(
     forward: Callable[..., Tensor],
     batch: Batch,
     net: Denoiser,
-    process: VP | EDM | Flow,
+    process: Noising,
     prediction: Prediction,
     config: TrainConfig,
 ) -> Tensor:

@@ -5,7 +5,7 @@ from test_training import write_idx
 from typer.testing import CliRunner
 
 import fastguide as fg
-from fastguide.cli import app
+from fastguide.cli.app import app
 
 SMALL = ["--steps", 2, "--batch", 16, "--width", 8, "--head-channels", 8, "--multipliers", "1,2"]
 SMALL += ["--attention", "2", "--names", "a,b,c"]

@@ -21,6 +21,10 @@ SOLVERS = {
     "cfg++": lambda: fg.ddim_cfgpp,
     "unipc": lambda: fg.unipc,
     "plms": lambda: fg.plms,
+    "stages": lambda: fg.dpm_single,
+    "path": lambda: fg.dpmpp_sde,
+    "sa": lambda: fg.sa_solver,
+    "2s, cfg++": lambda: fg.dpmpp_2s_ancestral_cfgpp,
 }
 
 

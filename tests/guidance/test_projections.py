@@ -286,6 +286,23 @@ def test_zero_steps_hold_the_velocity_at_zero():
         fg.Sampler(vp, guidance)
 
 
+def test_zero_steps_are_steps_with_all_of_their_evaluations():
+    model, cond = model_of(dit()), torch.arange(2)
+    start = fg.noise(range(2), (2, 8, 8))
+    seen = []
+    guidance = fg.CFGZeroStar(fg.CFG(3.0), zero_steps=2)
+    sampler = fg.Sampler(model, guidance, "heun", steps=4)
+    sampler(cond, range(2), callback=lambda progress: seen.append(progress.x.clone()))
+    for x in seen[:4]:
+        torch.testing.assert_close(x, start)
+    assert (seen[4] - start).abs().max() > 1e-2
+    assert sampler.plan.net_rows == 4 + 3 * 2
+    up = sampler._planned.upward.plan  # 1 + 2 steps up, the last two at the velocity 0
+    assert [len(row.pattern.branches) for row in up.rows[1:]] == [2, 2, 1, 1, 1, 1]
+    with pytest.raises(ValueError, match="adds noise and evaluates between the levels"):
+        fg.Sampler(model, guidance, fg.euler(churn=2.0), steps=4)
+
+
 def test_adaptive_guidance_stops_computing_rows():
     """No row of the delta once no sample is guided, and the same samples as with them."""
     rows = []

@@ -30,7 +30,7 @@ def round_trip(process, solver, steps):
 
 @pytest.mark.parametrize(
     ("solver", "order"),
-    [(fg.ddim, 1), (fg.heun, 2), (fg.dpmpp_2m, 2), (fg.unipc, 2)],
+    [(fg.ddim, 1), (fg.heun, 2), (fg.dpm_2m, 2), (fg.dpmpp_2m, 2), (fg.deis, 2), (fg.unipc, 2)],
     ids=repr,
 )
 @pytest.mark.parametrize("name", sorted(PROCESSES))
@@ -41,7 +41,7 @@ def test_there_and_back_is_exact_to_the_solvers_order(name, solver, order):
     assert errors[-1] < {1: 0.4, 2: 0.04}[order]
 
 
-@pytest.mark.parametrize("solver", ["ddim", "heun", "dpmpp_3m"])
+@pytest.mark.parametrize("solver", ["ddim", "heun", "deis", "dpm_3m", "dpmpp_3m"])
 @pytest.mark.parametrize("name", sorted(PROCESSES))
 def test_from_images_to_the_top_and_back(name, solver):
     """Whole runs, to pure noise for flow, from data: the last step down is of order 1."""
@@ -64,6 +64,24 @@ def test_inversion_needs_a_solver_that_draws_nothing():
         fg.invert(model, torch.zeros(2, 4, 4), 0)
     with pytest.raises(ValueError, match="needs 2 or more"):
         fg.invert(model, torch.zeros(1, 2, 4, 4), 0, steps=1)
+
+
+@pytest.mark.parametrize(
+    "solver", ["lms", "plms", "pndm", "ipndm", "deis:over=t", "gradient_estimation", "s_pndm"]
+)
+def test_what_extrapolates_over_growing_steps_cannot_be_inverted(solver):
+    model, images = two_classes(fg.VP("cosine")), torch.zeros(1, 2, 4, 4)
+    with pytest.raises(ValueError, match=r"its steps grow upwards.*take fastguide\.ddim"):
+        fg.invert(model, images, 0, solver=solver, steps=6)
+    with pytest.raises(ValueError, match="whose lower orders would come where"):
+        fg.invert(model, images, 0, solver="dpm_fast", steps=6)
+
+
+@pytest.mark.parametrize("solver", [fg.dpmpp_single, fg.res_multistep, fg.sa_solver(tau=0.0)])
+def test_there_and_back_by_other_solvers(solver):
+    errors = [round_trip(PROCESSES["flow"], solver, steps) for steps in (24, 48)]
+    assert math.log2(errors[0] / errors[1]) > 1.8
+    assert errors[1] < 0.01
 
 
 @pytest.mark.parametrize("graph", [False, "whole", "steps"])

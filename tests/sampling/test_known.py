@@ -162,6 +162,11 @@ def test_the_noise_of_what_is_known_is_its_own_and_by_seed():
             "measurement returned",
         ),
         (
+            {"known": torch.ones(2, 4, 4), "measurement": lambda x: x[..., :1].expand_as(x)},
+            ValueError,
+            "projection, but not an orthogonal one",
+        ),
+        (
             {"known": torch.full((2, 4, 4), math.nan), "mask": torch.ones(4)},
             ValueError,
             "not finite",

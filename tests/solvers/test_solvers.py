@@ -1,16 +1,18 @@
 """Solvers: their algebra, their measured order on an exact Gaussian, their statistics."""
 
 import math
+from functools import cache
 from itertools import pairwise
 
 import exact
 import pytest
 import torch
+from orders import EVERYWHERE, LATE, ON_THE_MIXTURE
 
 import fastguide as fg
 from fastguide.engine.plan import make_plan
 from fastguide.nets import GaussianMixture
-from fastguide.solvers import SOLVERS, solver_by_name
+from fastguide.solvers import SOLVERS
 from fastguide.solvers.dpmpp import growth
 
 MEAN, STD = 0.7, 0.6
@@ -44,29 +46,7 @@ def error(process, solver, steps):
     return (out - flow_of_gaussian(first, last, std * start)).abs().max().item()
 
 
-# the order that the whole run has with its start-up steps: docs/solvers.md
-ORDERS = [
-    (fg.ddim, 1),
-    (fg.euler, 1),
-    (fg.heun, 2),
-    (fg.heun(over="ratio"), 2),
-    (fg.dpm_2m, 2),
-    (fg.dpm_3m, 2),
-    (fg.dpmpp_2m, 2),
-    (fg.dpmpp_3m, 2),
-    (fg.lms(order=2), 2),
-    (fg.lms, 2),
-    (fg.deis, 2),
-    (fg.plms, 2),
-    (fg.pndm, 2),
-    (fg.unipc(order=1, corrector=False), 1),
-    (fg.unipc(order=1), 2),
-    (fg.unipc, 3),
-    (fg.unipc(variant="bh1"), 3),
-]
-
-
-@pytest.mark.parametrize(("solver", "order"), ORDERS, ids=repr)
+@pytest.mark.parametrize(("solver", "order"), EVERYWHERE, ids=repr)
 def test_measured_order_on_a_gaussian(process, solver, order):
     counts = [33, 65, 129]
     errors = [error(process, solver, n) for n in counts]
@@ -81,23 +61,45 @@ def evenly(process, steps, high=1.5, low=0.2):
     return fg.Levels(process, tuple(map(process.at_ratio, ratios)))
 
 
-@pytest.mark.parametrize(("solver", "order"), ORDERS, ids=repr)
-def test_measured_order_on_a_mixture_in_the_plane(process, solver, order):
+@cache
+def mixture(process):
+    """A run on three components in the plane of a number of steps, and where its flow leads."""
     prediction = exact.prediction_for(process)
     means = torch.tensor([[0.8, 0.1], [-0.5, 0.6], [0.0, -0.7]], dtype=torch.float64)
     net = GaussianMixture(means, [0.5, 0.4, 0.6], [0.3, 0.3, 0.4], process, prediction)
-    start = torch.randn(16, 2, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(16, 2, dtype=torch.float64, generator=generator)
 
     def end(solver, steps):
         return exact.run_in_fp64(evenly(process, steps, 1.2, 0.3), solver, net, prediction, start)
 
-    truth = end(fg.pndm(middle="ratio"), 600)
+    return end, end(fg.rho_rk(method="rk4"), 300)
+
+
+@pytest.mark.parametrize(("solver", "order"), EVERYWHERE + ON_THE_MIXTURE, ids=repr)
+def test_measured_order_on_a_mixture_in_the_plane(process, solver, order):
+    end, truth = mixture(process)
     errors = [(end(solver, n) - truth).norm().item() for n in (30, 60, 120)]
     found = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
-    if solver.name == "pndm":  # even steps, for which its weights are exact: see the next test
+    if solver.name == "pndm" and solver.options.get("order") != 2:
+        # even steps, for which its weights are exact: see the next test
         assert found[-1] > 2.8
     else:
         assert found[-1] == pytest.approx(order, abs=0.2)
+
+
+@pytest.mark.parametrize(("solver", "order"), LATE, ids=repr)
+def test_measured_order_where_it_shows_late(solver, order):
+    end, truth = mixture(exact.PROCESSES["edm"])
+    coarse, fine = ((end(solver, n) - truth).norm().item() for n in (240, 480))
+    assert math.log2(coarse / fine) == pytest.approx(order, abs=0.2)
+
+
+def test_sa_solver_of_orders_3_and_4_is_at_least_of_order_3(process):
+    end, truth = mixture(process)
+    solver = fg.sa_solver(tau=0.0, predictor_order=3, corrector_order=4)
+    errors = [(end(solver, n) - truth).norm().item() for n in (30, 60, 120)]
+    assert all(math.log2(coarse / fine) > 2.9 for coarse, fine in pairwise(errors))
 
 
 def test_pndm_is_of_order_4_on_even_steps(process):
@@ -129,6 +131,14 @@ def test_evaluations_are_counted_as_documented(process):
         (fg.lms, 20),
         (fg.annealed_langevin(inner=3), 61),
         (fg.predictor_corrector(corrections=2), 60),
+        (fg.dpm_2, 39),
+        (fg.dpmpp_sde, 39),
+        (fg.dpm_single, 58),
+        (fg.dpmpp_single(inner="levels"), 20),
+        (fg.dpm_fast, 20),
+        (fg.rho_rk(method="rk4"), 77),
+        (fg.sa_solver, 20),
+        (fg.sa_solver(pece=True), 39),
     ):
         levels = fg.karras(sigma_max=10.0).run(process, 20)
         assert make_plan(prediction, levels, solver).evaluations == count, solver
@@ -193,6 +203,16 @@ STOCHASTIC = [
     fg.euler_ancestral,
     fg.dpmpp_2m_sde,
     fg.dpmpp_3m_sde,
+    fg.dpm_2_ancestral,
+    fg.dpmpp_2s_ancestral,
+    fg.dpmpp_sde,
+    fg.dpm_fast(eta=0.5),
+    fg.res_multistep_ancestral,
+    fg.er_sde,
+    fg.er_sde(noise_scaler="sde"),
+    fg.sa_solver,
+    fg.sa_solver(tau=0.6, predictor_order=3, corrector_order=3),
+    fg.sa_solver(pece=True),
     fg.predictor_corrector,
     fg.predictor_corrector(predictor="large", snr=0.1),
     fg.ddpm(variance="large"),
@@ -236,7 +256,7 @@ def test_churn_at_the_first_step_starts_from_the_first_levels_noise(process, sol
 
 
 def test_last_step_lands_on_the_denoised_image(process):
-    multistep = {"lms", "pndm", "plms"}  # as published, these extrapolate to the data
+    multistep = {"lms", "pndm", "plms", "s_pndm"}  # as published, these extrapolate to the data
     for name, solver in SOLVERS.items():
         if name in multistep:
             continue
@@ -366,6 +386,22 @@ def test_consistency_steps_are_algorithm_1():
         (fg.predictor_corrector(snr=-1.0), "snr is -1.0"),
         (fg.consistency(sigma_min=-1.0), "sigma_min is -1.0"),
         (fg.euler_ancestral(eta=-1.0), "eta is -1.0"),
+        (fg.heun(alpha=0.0), "alpha is 0.0"),
+        (fg.dpmpp_sde(r=1.0), "r is 1.0"),
+        (fg.dpm_single(order=4), "order is 4"),
+        (fg.dpmpp_single(solver_type="taylor"), "solver_type is 'taylor'"),
+        (fg.dpmpp_single(inner="grid"), "inner is 'grid'"),
+        (fg.rho_rk(method="rk5"), "method is 'rk5'"),
+        (fg.ipndm(order=5), "order is 5"),
+        (fg.s_pndm(order=1), "order is 1"),
+        (fg.deis(over="x"), "over is 'x'"),
+        (fg.sa_solver(predictor_order=0), "predictor_order is 0"),
+        (fg.sa_solver(corrector_order=5), "corrector_order is 5"),
+        (fg.sa_solver(tau=-1.0), "tau is -1.0"),
+        (fg.er_sde(order=4), "order is 4"),
+        (fg.er_sde(noise_scaler="x"), "noise_scaler is 'x'"),
+        (fg.unipc(over="x"), "over is 'x'"),
+        (fg.unipc(uncorrected=-1), "uncorrected is -1"),
     ],
     ids=repr,
 )
@@ -430,12 +466,12 @@ def test_euler_ancestral_is_ddpm_on_vp_levels():
 
 
 def test_names_and_options():
-    assert solver_by_name("ddim:eta=0.5").options == {"eta": 0.5}
-    assert solver_by_name("ddpm:variance=large").options == {"variance": "large"}
+    assert fg.solver("ddim:eta=0.5").solver.options == {"eta": 0.5}
+    assert fg.solver("ddpm:variance=large").solver.options == {"variance": "large"}
     with pytest.raises(ValueError, match=r"solver is 'dimm'.*ddim, .*ddpm, .*heun"):
-        solver_by_name("dimm")
+        fg.solver("dimm")
     with pytest.raises(TypeError, match="ddim has no option 'eat'; its options: eta, rederive"):
-        solver_by_name("ddim:eat=1")
+        fg.solver("ddim:eat=1")
     with pytest.raises(ValueError, match=r"eta is 2\.0"):
         list(fg.ddim(eta=2.0).run(fg.make_levels(fg.Flow(), 3)))
     with pytest.raises(ValueError, match="variance is 'big'"):

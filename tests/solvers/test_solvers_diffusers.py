@@ -48,6 +48,19 @@ def by_sigmas(scheduler, process=VP):
     return fg.Levels(process, tuple(points))
 
 
+class Timeless(Tiny):
+    """Theirs evaluates between timesteps at a time of its own."""
+
+    def forward(self, x, t, cond=None):
+        return super().forward(x, 0.0 * t)
+
+
+def by_two(scheduler):
+    """Levels of a scheduler that repeats each sigma for the second evaluation of a step."""
+    outer = dict.fromkeys(scheduler.sigmas.double().tolist())  # the last is 0
+    return fg.Levels(VP, tuple(map(VP.at_ratio, outer)))
+
+
 def ours(levels, solver, prediction, net, noises=None, clamp=None, variance=False):
     model = fg.Model(net, levels.process, fg.Prediction(prediction), SHAPE[1:], variance=variance)
     sampler = fg.Sampler(model, solver=solver, levels=levels, clamp=clamp)
@@ -286,3 +299,111 @@ def test_edm(name, solver):
     levels = fg.Levels.from_sigmas(process, scheduler.sigmas.double().tolist()[:-1])
     mine, start = ours(levels, solver, "edm", Tiny())
     check(mine, theirs(scheduler, start, Tiny(), scale=float(scheduler.sigmas[0])))
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
+@pytest.mark.parametrize("algorithm", ["dpmsolver", "dpmsolver++"])
+@pytest.mark.parametrize(("steps", "final"), [(9, "sigma_min"), (10, "zero")])
+def test_dpm_solver_single_step(algorithm, kind, order, steps, final):
+    if algorithm == "dpmsolver" and final == "zero":
+        pytest.skip("theirs is NaN there")
+    scheduler = diffusers.DPMSolverSinglestepScheduler(
+        **SD,
+        algorithm_type=algorithm,
+        solver_order=order,
+        solver_type=kind,
+        final_sigmas_type=final,
+        lower_order_final=True,
+    )
+    scheduler.set_timesteps(steps)
+    single = fg.dpmpp_single if algorithm == "dpmsolver++" else fg.dpm_single
+    solver = single(order=order, solver_type=kind, inner="levels", lower_order_final=True)
+    mine, start = ours(by_sigmas(scheduler), solver, "eps", Tiny())
+    check(mine, theirs(scheduler, start, Tiny()))
+
+
+@pytest.mark.parametrize(("predictor", "corrector"), [(1, 1), (2, 2), (3, 4)])
+@pytest.mark.parametrize("tau", [0.0, 0.8])
+def test_sa_solver(predictor, corrector, tau, noises):
+    import diffusers.schedulers.scheduling_sasolver as module
+
+    scheduler = diffusers.SASolverScheduler(
+        **SD,
+        predictor_order=predictor,
+        corrector_order=corrector,
+        tau_func=lambda t: tau if 200 <= t <= 800 else 0.0,
+        algorithm_type="data_prediction",
+    )
+    scheduler.set_timesteps(10)
+    levels = by_sigmas(scheduler)
+    inside = [
+        i
+        for i, t in enumerate(scheduler.timesteps.tolist())
+        if 200 <= t <= 800  # theirs draws at every step, and ours where it is used
+    ]
+    drawn = [one for i, one in enumerate(noises(module)) if i in inside] if tau else None
+    ratios = [levels.points[i].ratio for i in inside]
+    solver = fg.sa_solver(
+        tau=tau,
+        s_min=ratios[-1] * 0.999,
+        s_max=ratios[0] * 1.001,
+        predictor_order=predictor,
+        corrector_order=corrector,
+        simple_order_2=True,
+        lower_order_final=True,
+    )
+    mine, start = ours(levels, solver, "eps", Tiny(), drawn)
+    check(mine, theirs(scheduler, start, Tiny()))
+
+
+def test_ipndm():
+    betas = [0.95, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1, 0.0]
+    scheduler = diffusers.IPNDMScheduler(trained_betas=betas)
+    scheduler.set_timesteps(len(betas) - 1)
+    levels = fg.Levels(
+        VP,
+        tuple(
+            fg.Level(float(t), math.sqrt(1 - b * b), b)
+            for b, t in zip(betas, [*scheduler.timesteps.tolist(), 0.0], strict=True)
+        ),
+    )
+    mine, start = ours(levels, fg.ipndm(to_data=True), "v", Tiny())
+    check(mine, theirs(scheduler, start, Tiny()))
+
+
+def test_kdpm2():
+    scheduler = diffusers.KDPM2DiscreteScheduler(**SD)
+    scheduler.set_timesteps(8)
+    levels, net = by_two(scheduler), Timeless()
+    mine, start = ours(levels, fg.dpm_2, "eps", net)
+    check(mine, theirs(scheduler, start, net, scale=1 / levels.points[0].alpha))
+
+
+def test_kdpm2_ancestral(noises):
+    import diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete as module
+
+    scheduler = diffusers.KDPM2AncestralDiscreteScheduler(**SD)
+    scheduler.set_timesteps(8)
+    levels, net = by_two(scheduler), Timeless()
+    mine, start = ours(levels, fg.dpm_2_ancestral, "eps", net, noises(module)[:7])
+    check(mine, theirs(scheduler, start, net, scale=1 / levels.points[0].alpha))
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+def test_unipc_on_the_noise(order, variant):
+    scheduler = diffusers.UniPCMultistepScheduler(
+        **SD,
+        solver_order=order,
+        solver_type=variant,
+        predict_x0=False,
+        final_sigmas_type="sigma_min",
+        disable_corrector=[0, 1],
+    )
+    scheduler.set_timesteps(10)
+    solver = fg.unipc(
+        order=order, variant=variant, over="noise", uncorrected=2, lower_order_final=True
+    )
+    mine, start = ours(by_sigmas(scheduler), solver, "eps", Tiny())
+    check(mine, theirs(scheduler, start, Tiny()))

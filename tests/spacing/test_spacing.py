@@ -2,13 +2,14 @@
 
 import math
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 import fastguide as fg
 from fastguide.common.options import by_name
-from fastguide.spacing import SPACINGS, Levels, default_spacing
+from fastguide.spacing import SPACINGS, Levels, default_spacing, tables
 
 SD = fg.VP("scaled_linear", 0.00085, 0.012)
 DDPM = fg.VP("linear")
@@ -421,3 +422,52 @@ def test_errors():
         Levels(fg.Flow(), (fg.Level(0.5, 0.5, 0.5), fg.Level(0.5, 0.5, 0.5)))
     with pytest.raises(TypeError, match="karras has no option 'roh'; its options: rho"):
         fg.karras(roh=3)
+
+
+def test_published_tables_are_as_printed_and_interpolated_in_their_logarithm():
+    svd = fg.EDM(0.002, 700.0)
+    for process, name, first in ((SD, "sd15", 14.615), (SD, "sdxl", 14.615), (svd, "svd", 700.0)):
+        ten = fg.ays(table=name).run(process, 10)
+        assert ratios(ten)[:2] == pytest.approx([first, tables.TABLES[name][1]], rel=1e-3)
+        assert len(ten.points) == 11
+        assert ten.points[-1].sigma == 0.0
+        five, twenty = (fg.ays(table=name).run(process, n) for n in (5, 20))
+        assert ratios(five)[:5] == pytest.approx(ratios(ten)[:10:2])
+        assert ratios(twenty)[:20:2] == pytest.approx(ratios(ten)[:10])
+        middle = math.sqrt(ratios(ten)[3] * ratios(ten)[4])
+        assert ratios(twenty)[7] == pytest.approx(middle)
+    diffusers = pytest.importorskip("diffusers.schedulers")
+    for name, theirs in (("sd15", "StableDiffusion"), ("sdxl", "StableDiffusionXL")):
+        want = diffusers.AysSchedules[f"{theirs}Sigmas"]
+        assert tables.TABLES[name][:10] == tuple(want[:10])
+    assert tables.TABLES["svd"][:10] == tuple(
+        diffusers.AysSchedules["StableDiffusionVideoSigmas"][:10]
+    )
+    with pytest.raises(ValueError, match="table is 'sd3'"):
+        fg.ays(table="sd3").run(SD, 10)
+    with pytest.raises(ValueError, match=r"sigmas\[0\] is .*should be 0 or lie in"):
+        fg.ays(table="svd").run(SD, 10)
+
+
+def test_kl_optimal_is_even_in_arctan_sigma():
+    angles = [math.atan(r) for r in ratios(fg.kl_optimal.run(fg.EDM(0.01, 10.0), 7))[:-1]]
+    gaps = [a - b for a, b in pairwise(angles)]
+    assert gaps == pytest.approx([gaps[0]] * 6)
+    assert angles[0] == pytest.approx(math.atan(10.0))
+    assert angles[-1] == pytest.approx(math.atan(0.01))
+
+
+def test_turbo_simple_and_flux():
+    def times(spacing, process, steps):
+        return [point.t for point in spacing.run(process, steps).points[:-1]]
+
+    assert times(fg.turbo, SD, 4) == [999, 899, 799, 699]
+    with pytest.raises(ValueError, match="'turbo' has 10 levels"):
+        fg.turbo.run(SD, 11)
+    assert times(fg.simple, SD, 3) == [999, 666, 333]
+    assert times(fg.simple, SD, 7)[1] == 999 - 142
+    assert fg.flux.run(fg.Flow(), 5) == fg.shifted_by_size(tokens=4096).run(fg.Flow(), 5)
+    wide = fg.flux(width=1536, height=512).run(fg.Flow(), 5)
+    assert wide == fg.shifted_by_size(tokens=3072).run(fg.Flow(), 5)
+    with pytest.raises(ValueError, match="width is -1"):
+        fg.flux(width=-1.0).run(fg.Flow(), 5)

@@ -15,7 +15,7 @@ from typing import Any
 
 from fastguide.adapters.diffusers.solvers import lcm, tcd
 from fastguide.engine.threshold import DynamicThreshold
-from fastguide.process import EDM, VP, Flow, Level, Prediction, Process, data_level
+from fastguide.process import EDM, VP, Flow, Level, Noising, Prediction, Process, data_level
 from fastguide.solvers import (
     Solver,
     consistency,
@@ -63,7 +63,7 @@ class Meaning:
         known: whether the levels are, or stand in for ones that the scheduler does not tell.
     """
 
-    process: VP | EDM | Flow
+    process: Noising
     prediction: Prediction
     clamp: Clamp
     scaled: bool

@@ -1,0 +1,66 @@
+"""The names that `fastguide` has, each listed once: here, or in the `__all__` of its room."""
+
+from fastguide import guidance, solvers, spacing
+from fastguide.adapters.diffusers import accelerate, from_diffusers, guide
+from fastguide.assets import load
+from fastguide.checkpoint.judges import Classifier, TextImage, load_classifier, load_text_image
+from fastguide.checkpoint.models import CheckpointError, save
+from fastguide.common import images
+from fastguide.common.heap import keep_freed_memory
+from fastguide.engine.threshold import DynamicThreshold
+from fastguide.engine.watch import STOP, Progress
+from fastguide.guidance import *  # noqa: F403
+from fastguide.model import Model
+from fastguide.ops import noise
+from fastguide.process import EDM, VP, ContinuousVP, Flow, Level, Prediction
+from fastguide.sample import Sampler, invert, sample
+from fastguide.sampling.adaptive import Solved, ode
+from fastguide.sampling.finite import NonFiniteError
+from fastguide.sampling.likelihood import log_likelihood
+from fastguide.sampling.measurements import grey, pooled
+from fastguide.serving.pool import Pool
+from fastguide.solvers import *  # noqa: F403
+from fastguide.solvers.names import named as solver
+from fastguide.spacing import *  # noqa: F403
+from fastguide.staging.modules import ByModules
+
+__all__ = [
+    "EDM",
+    "STOP",
+    "VP",
+    "ByModules",
+    "CheckpointError",
+    "Classifier",
+    "ContinuousVP",
+    "DynamicThreshold",
+    "Flow",
+    "Level",
+    "Model",
+    "NonFiniteError",
+    "Pool",
+    "Prediction",
+    "Progress",
+    "Sampler",
+    "Solved",
+    "TextImage",
+    "accelerate",
+    "from_diffusers",
+    "grey",
+    "guide",
+    "images",
+    "invert",
+    "keep_freed_memory",
+    "load",
+    "load_classifier",
+    "load_text_image",
+    "log_likelihood",
+    "noise",
+    "ode",
+    "pooled",
+    "sample",
+    "save",
+    "solver",
+]
+__all__ += guidance.__all__
+__all__ += solvers.__all__
+__all__ += spacing.__all__
