@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/helpers"))
 
-from pipeline_actions import ACTIONS, FAMILIES, outcome  # noqa: E402
-from pipeline_table import cell, read, write  # noqa: E402
+from pipeline_actions import ACTIONS, FAMILIES, outcome
+from pipeline_table import cell, read, write
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from diffusers.models.embeddings import (
     MultiIPAdapterImageProjection,
 )
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
-from tiny_diffusers import B, filled, flux, rand, sd, sdxl
+from tiny_diffusers import B, filled, rand, sd, sdxl
 from tiny_pipelines import PIPES, flux_pipe, made, sd3_pipe, sd_pipe, sdxl_pipe
 
 SD3_CONTROL = {

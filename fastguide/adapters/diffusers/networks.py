@@ -79,7 +79,7 @@ def made(net: nn.Module, time_scale: float, why: str | None) -> Adapted | Whole:
 
 
 def as_it_is(adapted: Adapted | Whole) -> Adapted | Whole:
-    """The same, or another of its network where something was put on it, or taken from it, since."""
+    """The same, or another of its network where something was put on that, or taken off, since."""
     time_scale, why, modules = adapted.made_from
     now = why_not_staged(adapted.net)
     if now == why and structure(adapted.net) == modules:

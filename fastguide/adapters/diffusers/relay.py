@@ -36,17 +36,25 @@ from fastguide.staging.perturbation import NoisyTime
 _LOOP = ("step", "scale_model_input", "set_timesteps")
 
 
-def own_steps(scheduler: Any) -> str | None:
-    """Why the scheduler is to take its own steps, as far as its class and flags say."""
+def read(scheduler: Any, why: str | None = None) -> tuple[str | None, Meaning]:
+    """Why the scheduler is to take its own steps, as far as `why`, its class and its flags say, or
+    None; and what its numbers mean.
+    """
+    why = why or _own_method(scheduler)
+    if why is None:
+        try:
+            return None, meaning_of(scheduler)
+        except NotOurs as error:
+            why = str(error)
+    return why, relayed_meaning(scheduler)
+
+
+def _own_method(scheduler: Any) -> str | None:
     for name in _LOOP:
         own = getattr(type(scheduler), name, None)
         theirs = own is None or str(own.__module__).startswith("diffusers.")
         if name in scheduler.__dict__ or not theirs:
             return f"the scheduler is a {type(scheduler).__name__} with a {name} of its own"
-    try:
-        meaning_of(scheduler)
-    except NotOurs as error:
-        return str(error)
     return None
 
 

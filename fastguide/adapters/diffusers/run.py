@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fastguide import ops
+from fastguide.adapters.diffusers import relay
 from fastguide.adapters.diffusers.cache import Cache, Entry
 from fastguide.adapters.diffusers.calls import Gather
 from fastguide.adapters.diffusers.draws import Draws
@@ -23,9 +24,8 @@ from fastguide.adapters.diffusers.look import State, keeps_state
 from fastguide.adapters.diffusers.network import Call, NotUnderstood
 from fastguide.adapters.diffusers.plans import Planned, planned, scheduler_key
 from fastguide.adapters.diffusers.programs import Stepwise
-from fastguide.adapters.diffusers.relay import own_steps, relayed_meaning
 from fastguide.adapters.diffusers.scales import Changed, Listed, cfg_terms, with_scale
-from fastguide.adapters.diffusers.schedulers import NotOurs, meaning_of
+from fastguide.adapters.diffusers.schedulers import NotOurs
 from fastguide.adapters.diffusers.seen import Seen
 from fastguide.adapters.diffusers.whole import Whole, computes_in, merged
 from fastguide.engine.evaluate import EMPTY, Evaluate
@@ -82,8 +82,7 @@ class Run:
     def __init__(self, inner: Any, scheduler: Any, settings: Settings, cache: Cache) -> None:
         self.inner, self.scheduler, self.settings = inner, scheduler, settings
         self.guidance, self.cache = settings.guidance, cache
-        self.relayed = settings.family.why_relayed or own_steps(scheduler)
-        self.meaning = meaning_of(scheduler) if self.relayed is None else relayed_meaning(scheduler)
+        self.relayed, self.meaning = relay.read(scheduler, settings.family.why_relayed)
         self._enter(cache.entry(inner, self.meaning.time_scale, settings.family.why_relayed))
         model = self.model
         self.names = named_conditions(model, self.guidance)
@@ -303,8 +302,7 @@ class Run:
 
     def _guide(self, plan: Plan, state: Tensor) -> None:
         """Make x the guided prediction; the scheduler takes the step."""
-        if plan.projects:
-            self._x.copy_(state)
+        self._x.copy_(state)
         assert self._predict is not None
         known = (self._combined, self._first_bad, self._seeds)
         update(plan, plan.at(self.row), self._state, *known, checked=self._stepped)
@@ -355,7 +353,7 @@ class Run:
             try:
                 return self._start(device)
             except NotOurs as error:
-                self.relayed, self.meaning = str(error), relayed_meaning(self.scheduler)
+                self.relayed, self.meaning = str(error), relay.relayed_meaning(self.scheduler)
         return self._start(device)
 
     def _start(self, device: torch.device) -> Planned:

@@ -6,6 +6,7 @@ them (Karras sigmas, shifts, spacings, terminal SNR) is what we run.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ FEW_STEPS = 15  # below, DPM-Solver and DEIS end at lower orders
 
 
 class NotOurs(ValueError):
-    """A scheduler, or a flag of it, whose steps are not ours; the scheduler itself may take them."""
+    """A scheduler, or a flag of it, whose steps are not ours; it may take them itself."""
 
 
 @dataclass(frozen=True)
@@ -440,11 +441,19 @@ def _check_flags(scheduler: Any) -> None:
     known = _IN_THE_TABLES | _HANDLED
     if _name(scheduler) == "DDPMScheduler":
         known = known | {"variance_type"}
-    parameters = inspect.signature(type(scheduler).__init__).parameters
-    for name, parameter in list(parameters.items())[1:]:
+    for name, default in _flags(type(scheduler)):
+        if name in known:
+            continue
         value = _get(scheduler, name)
-        if name not in known and value is not None and value != parameter.default:
+        if value is not None and value != default:
             raise _unsupported(scheduler, name)
+
+
+@functools.cache
+def _flags(kind: type) -> tuple[tuple[str, Any], ...]:
+    """The names and defaults of a scheduler's flags."""
+    parameters = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    return tuple((name, one.default) for name, one in list(parameters.items())[1:])
 
 
 def _name(scheduler: Any) -> str:
