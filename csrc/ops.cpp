@@ -7,8 +7,8 @@
 
 TORCH_LIBRARY(fastguide, m) {
   m.def(
-      "blur(Tensor x, Tensor? sigmas, float sigma, int height, int width, int kernel_size) "
-      "-> Tensor");
+      "blur(Tensor x, Tensor? sigmas, float down, float across, int height, int width, "
+      "int kernel_size) -> Tensor");
   m.def(
       "gram(Tensor x, Tensor[] branches, Tensor base, int deltas, Tensor? factor, int factored) "
       "-> Tensor");

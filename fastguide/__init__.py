@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fastguide.adapters.diffusers.guider import Guider as Guider
     from fastguide.guidance import *  # noqa: F403
     from fastguide.public import *  # noqa: F403
     from fastguide.public import __all__ as __all__
@@ -33,6 +34,8 @@ else:
                 raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
             if any(name == one.name for one in iter_modules(self.__path__)):
                 return import_module(f"{self.__name__}.{name}")
+            if name == "Guider":  # whose class is one of diffusers', which nothing else needs
+                return import_module("fastguide.adapters.diffusers.guider").Guider
             public = import_module(f"{self.__name__}.public")
             found = {one: getattr(public, one) for one in public.__all__ if one != "sample"}
             self.__dict__.update(found, __all__=public.__all__)

@@ -1,7 +1,7 @@
 """The names that `fastguide` has, each listed once: here, or in the `__all__` of its room."""
 
 from fastguide import guidance, solvers, spacing
-from fastguide.adapters.diffusers import accelerate, from_diffusers, guide
+from fastguide.adapters.diffusers import accelerate, family, from_diffusers, from_guider, guide
 from fastguide.assets import load
 from fastguide.checkpoint.judges import Classifier, TextImage, load_classifier, load_text_image
 from fastguide.checkpoint.models import CheckpointError, save
@@ -44,7 +44,9 @@ __all__ = [
     "Solved",
     "TextImage",
     "accelerate",
+    "family",
     "from_diffusers",
+    "from_guider",
     "grey",
     "guide",
     "images",

@@ -111,16 +111,19 @@ def blur(
     out: Tensor,
     x: Tensor,
     sigmas: Tensor | None,
-    sigma: float,
+    down: float,
+    across: float,
     height: int,
     width: int,
     kernel_size: int,
 ) -> None:
     """Launch on `x` `[R, N, C]`, one kernel per axis; see fastguide.ops.blur for the arguments."""
-    if sigmas is None and (sigma == 0.0 or sigma == math.inf):
-        out.copy_(x if sigma == 0.0 else x.mean(1, keepdim=True, dtype=torch.float32))
+    values = (down, across)
+    if sigmas is None and down == across and (down == 0.0 or down == math.inf):
+        out.copy_(x if down == 0.0 else x.mean(1, keepdim=True, dtype=torch.float32))
         return
-    axes = [axis for axis, length in enumerate((height, width)) if length > 1]
+    lengths = enumerate((height, width))
+    axes = [a for a, n in lengths if n > 1 and (sigmas is not None or values[a] != 0.0)]
     if not axes or out.numel() == 0:
         out.copy_(x)
         return
@@ -139,7 +142,7 @@ def blur(
                 target,
                 source,
                 sigmas,
-                sigma,
+                values[axis],
                 kernel_size,
                 length,
                 lanes,

@@ -12,12 +12,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/helpers"))
 
-import diffusers  # noqa: E402
-import torch  # noqa: E402
-from pipeline_actions import halved  # noqa: E402
-from tiny_pipelines import SD_NOISE, sd_call, sd_pipe  # noqa: E402
+import diffusers
+import torch
+from pipeline_actions import halved
+from tiny_pipelines import SD_NOISE, sd_call, sd_pipe
 
-import fastguide as fg  # noqa: E402
+import fastguide as fg
 
 PAGE = 4096
 

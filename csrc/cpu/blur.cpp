@@ -134,14 +134,19 @@ struct Arguments {
   Type type;
   int64_t rows, height, width, channels;
   int64_t out_row, out_token, x_row, x_token;  // strides; of channels where pixels lie together
-  std::vector<float> sigmas;                   // [rows]
+  std::vector<float> sigmas_down, sigmas_across;  // [rows]
   int64_t kernel_size;
 
-  // the rows that are a product; the others are x, its mean or NaN
-  bool skips(int64_t row) const { return !(sigmas[row] > 0.0f && std::isfinite(sigmas[row])); }
+  // the rows that are no product: x itself, its mean or NaN
+  bool skips(int64_t row) const {
+    const float down = sigmas_down[row], across = sigmas_across[row];
+    const bool alike = down == across && (down == 0.0f || std::isinf(down));
+    return alike || !(down >= 0.0f && across >= 0.0f);
+  }
 
   // the matrix of each row; rows of one sigma share it
-  std::vector<std::vector<Panel>> axes(int64_t length, int64_t panel) const {
+  std::vector<std::vector<Panel>> axes(const std::vector<float>& sigmas, int64_t length,
+                                       int64_t panel) const {
     const bool shared = std::equal(sigmas.begin() + 1, sigmas.end(), sigmas.begin());
     std::vector<std::vector<Panel>> made;
     for (int64_t row = 0; row < (shared ? 1 : rows); ++row) {
@@ -155,7 +160,8 @@ struct Arguments {
 // Channels lie together.
 void blur_channels(const Arguments& a, const at::Tensor& x) {
   const int64_t runs = (a.channels + kLanes - 1) / kLanes;
-  const auto down = a.axes(a.height, kRows), across = a.axes(a.width, kRows);
+  const auto down = a.axes(a.sigmas_down, a.height, kRows);
+  const auto across = a.axes(a.sigmas_across, a.width, kRows);
   const int64_t line = round_up(std::max(a.height, a.width), kRows) * kLanes;
   const int64_t column = a.height * kLanes + 16;  // no power of two, which would crowd a cache set
   const int64_t size = 2 * line + round_up(a.width, kRows) * column;
@@ -186,7 +192,8 @@ void blur_channels(const Arguments& a, const at::Tensor& x) {
 
 // Pixels lie together: down the columns to `middle`, along the rows from there.
 void blur_pixels(const Arguments& a, const at::Tensor& x) {
-  const auto down = a.axes(a.height, kRows), across = a.axes(a.width, kLanes);
+  const auto down = a.axes(a.sigmas_down, a.height, kRows);
+  const auto across = a.axes(a.sigmas_across, a.width, kLanes);
   const int64_t runs = (a.width + kLanes - 1) / kLanes, lines = (a.height + kRows - 1) / kRows;
   const int64_t planes = a.rows * a.channels, plane = lines * kRows * a.width;
   const at::Tensor scratch = x.new_empty({planes, plane}, at::kFloat);
@@ -226,10 +233,10 @@ void blur_pixels(const Arguments& a, const at::Tensor& x) {
 }
 
 // Rows without a product: x itself, its mean, or NaN.
-void fill(at::Tensor out, const at::Tensor& x, float sigma) {
-  if (sigma == 0.0f) {
+void fill(at::Tensor out, const at::Tensor& x, float down, float across) {
+  if (down == 0.0f && across == 0.0f) {
     out.copy_(x);
-  } else if (sigma > 0.0f) {
+  } else if (down > 0.0f && across > 0.0f) {
     out.copy_(x.mean({1}, /*keepdim=*/true, at::kFloat));
   } else {
     out.fill_(std::numeric_limits<float>::quiet_NaN());
@@ -238,8 +245,8 @@ void fill(at::Tensor out, const at::Tensor& x, float sigma) {
 
 }  // namespace
 
-at::Tensor blur(const at::Tensor& x, const std::optional<at::Tensor>& sigmas, double sigma,
-                int64_t height, int64_t width, int64_t kernel_size) {
+at::Tensor blur(const at::Tensor& x, const std::optional<at::Tensor>& sigmas, double down,
+                double across, int64_t height, int64_t width, int64_t kernel_size) {
   check_blur(x, sigmas, height, width, kernel_size);
   const bool pixels = x.stride(1) == 1 && x.stride(2) != 1;
   const at::Tensor in = pixels || x.stride(2) == 1 ? x : x.contiguous();
@@ -253,14 +260,19 @@ at::Tensor blur(const at::Tensor& x, const std::optional<at::Tensor>& sigmas, do
   a.out_row = out.stride(0), a.x_row = in.stride(0);
   a.out_token = out.stride(pixels ? 2 : 1), a.x_token = in.stride(pixels ? 2 : 1);
   a.kernel_size = kernel_size;
-  a.sigmas.assign(a.rows, static_cast<float>(sigma));
-  if (sigmas) std::copy_n(sigmas->const_data_ptr<float>(), a.rows, a.sigmas.begin());
+  a.sigmas_down.assign(a.rows, static_cast<float>(down));
+  a.sigmas_across.assign(a.rows, static_cast<float>(across));
+  if (sigmas) {
+    std::copy_n(sigmas->const_data_ptr<float>(), a.rows, a.sigmas_down.begin());
+    a.sigmas_across = a.sigmas_down;
+  }
   pixels ? blur_pixels(a, x) : blur_channels(a, x);
   if (!sigmas && a.skips(0)) {
-    fill(out, in, a.sigmas[0]);
+    fill(out, in, a.sigmas_down[0], a.sigmas_across[0]);
   } else {
     for (int64_t row = 0; row < a.rows; ++row) {
-      if (a.skips(row)) fill(out.narrow(0, row, 1), in.narrow(0, row, 1), a.sigmas[row]);
+      if (!a.skips(row)) continue;
+      fill(out.narrow(0, row, 1), in.narrow(0, row, 1), a.sigmas_down[row], a.sigmas_across[row]);
     }
   }
   return out;

@@ -24,14 +24,25 @@ inline int64_t blur_radius(int64_t length, float sigma, int64_t kernel_size) {
   return std::min({kernel_size > 0 ? kernel_size : rule + 1 - rule % 2, limit, 2 * length - 1}) / 2;
 }
 
+// The mean of the whole axis for every output.
+inline std::vector<Panel> mean_axis(int64_t length, int64_t width) {
+  std::vector<Panel> panels;
+  for (int64_t start = 0; start < length; start += width) {
+    panels.push_back({start, 0, length,
+                      std::vector<float>(length * width, 1.0f / static_cast<float>(length))});
+  }
+  return panels;
+}
+
 // blurred[i] = sum over t of tap[|t|] x[reflect(i + t)], in panels of `width` outputs.
 inline std::vector<Panel> blur_axis(int64_t length, float sigma, int64_t kernel_size,
                                     int64_t width) {
-  const int64_t radius = blur_radius(length, sigma, kernel_size);
+  if (std::isinf(sigma)) return mean_axis(length, width);
+  const int64_t radius = sigma == 0.0f ? 0 : blur_radius(length, sigma, kernel_size);
   std::vector<double> tap(radius + 1);
   double sum = 0.0;
   for (int64_t t = 0; t <= radius; ++t) {
-    const double distance = static_cast<double>(t) / sigma;
+    const double distance = t == 0 ? 0.0 : static_cast<double>(t) / sigma;
     tap[t] = std::exp(-0.5 * distance * distance);
     sum += t == 0 ? tap[t] : 2.0 * tap[t];
   }

@@ -9,8 +9,8 @@
 
 namespace fastguide {
 
-at::Tensor blur(const at::Tensor& x, const std::optional<at::Tensor>& sigmas, double sigma,
-                int64_t height, int64_t width, int64_t kernel_size);
+at::Tensor blur(const at::Tensor& x, const std::optional<at::Tensor>& sigmas, double down,
+                double across, int64_t height, int64_t width, int64_t kernel_size);
 
 at::Tensor gram(const at::Tensor& x, at::TensorList branches, const at::Tensor& base,
                 int64_t deltas, const std::optional<at::Tensor>& factor, int64_t factored);

@@ -16,10 +16,10 @@ HELP = (
     "'cfg:3 + pag:1,layers=2/5'; of superconditioning, cfg, pag, seg, sag, slg, stg, tpg, nag, "
     "icg, tsg, fdg:2,high=4, autoguidance:2,weak=FOLDER, sims:1,auxiliary=FOLDER; and to a method "
     "what is done to its delta: 'cfg:4 | apg:radius=2.5', of reg, apg, cfgzerostar, tcfg, mambo, "
-    "adaptive, rescale:0.7"
+    "adaptive, cfgnorm, rescale:0.7"
 )
 _NETWORKS = {"autoguidance": "weak", "sims": "auxiliary"}  # the options that are another model
-_INTEGERS = ("kernel_size", "every", "levels", "zero_steps", "checkpoint")
+_INTEGERS = ("kernel_size", "every", "levels", "zero_steps", "checkpoint", "axes", "grows")
 _AMOUNTS = {"weight", "scale", "low", "schedule", "guidance", "within"}
 
 
@@ -100,7 +100,7 @@ def _modified(guidance: Guidance, part: str) -> Guidance:
     import fastguide as fg
 
     classes: tuple[Any, ...] = (fg.REG, fg.APG, fg.CFGZeroStar, fg.TCFG, fg.MAMBO, fg.Adaptive)
-    modifiers = {one.__name__.lower(): one for one in classes}
+    modifiers = {one.__name__.lower(): one for one in (*classes, fg.CFGNorm)}
     name, _, tail = part.partition(":")
     if name == "rescale":
         return guidance.rescale(_number(part, tail)) if tail else guidance.rescale()
@@ -117,7 +117,7 @@ def _modified(guidance: Guidance, part: str) -> Guidance:
 
 def _options(part: str, tail: str, method: Any) -> tuple[float | None, dict[str, Any]]:
     """The amount, and the options by name."""
-    fields = {field.name for field in dataclasses.fields(method)} - _AMOUNTS
+    fields = {field.name for field in dataclasses.fields(method) if field.init} - _AMOUNTS
     amount: float | None = None
     options: dict[str, Any] = {}
     for number, entry in enumerate(tail.split(",") if tail else []):

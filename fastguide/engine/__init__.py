@@ -20,6 +20,7 @@ Run, `run` calling those below it for each evaluation:
           rows        a program's stages on batches of rows: forks, joins, routing
           degrade     SAG's second input
         gradient    REG's chain rule, and gradients of potentials (classifier, CLIP, energies)
+        norm        a guided prediction that is held to the positive one's norm (CFG-Norm)
         project     weights from inner products: APG, CFG-Zero*, TCFG, MAMBO, rescales
         filters     FDG's fine part of a delta
         latch       that adaptive guidance is over, learned without waiting for the device

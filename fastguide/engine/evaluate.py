@@ -11,6 +11,7 @@ from fastguide import ops
 from fastguide.engine.filters import high_pass
 from fastguide.engine.gradient import Graph, potential_gradient
 from fastguide.engine.latch import Latches
+from fastguide.engine.norm import combined, held_to
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import At, Fact, Row
 from fastguide.engine.predict import Predict
@@ -65,7 +66,7 @@ class Evaluate:
         if kept is not None:
             self._restore(kept)
             return
-        if plan.projects:
+        if plan.rewrites:
             copies = plan.weights.expand(-1, predict.seeds.shape[0], -1)
             self.weights = copies.clone(memory_format=torch.contiguous_format)
         self.bad_gradient = torch.full_like(plan.at(0).index, len(plan.rows))
@@ -74,7 +75,7 @@ class Evaluate:
     def kept(self) -> Kept:
         """All that evaluations leave to later ones and to the run."""
         found: Kept = {("bad_gradient", POSITIVE, ""): self.bad_gradient}
-        if self.plan.projects:
+        if self.plan.rewrites:
             found["weights", POSITIVE, ""] = self.weights
         if self.predict.factor is not None:
             found["factor", POSITIVE, ""] = self.predict.factor
@@ -122,6 +123,7 @@ class Evaluate:
         positive = parts[POSITIVE]
         branches = [positive]
         deltas, factored, shift, after = 0, 0, None, None
+        outside = 0  # of the norm
         for k, branch in enumerate(pattern.branches[1:], 1):
             weight = weights[:, 1 + k].view(-1, *[1] * (state.ndim - 1))
             tensor, given = self._delta(at, pattern, branch, weight, parts, x, state, graph)
@@ -151,16 +153,23 @@ class Evaluate:
                 moved = weight * row[Column.OF_PREDICTION] * tensor
                 after = moved if after is None else after + moved
                 continue
+            outside |= (branch.norm is None) << len(branches)
             deltas |= given << len(branches)
             factored |= (how is not None) << len(branches)
             branches.append(tensor)
         if graph is not None:
             graph.release()
         factor = self.predict.factor if factored else None
-        self._weigh(at, pattern, weights, branches, deltas, factor, factored, state)
+        used = self._weigh(at, pattern, weights, branches, deltas, factor, factored, state)
         variance = parts.get(VARIANCE)
         settings = (deltas, factor, factored, variance)
-        return Combination(branches, self.weights, *settings, shift, after)
+        if pattern.norm is None:
+            return Combination(branches, self.weights, *settings, shift, after)
+        base = at.table[Column.OF_X] / at.table[Column.OF_PREDICTION]
+        sums = combined(branches, used, deltas, factor, factored, outside, base * state)
+        guided = held_to(pattern.norm, positive, *sums)
+        self._write(at, torch.ones_like(used[:, :2]))
+        return Combination([guided], self.weights, 0, None, 0, variance, shift, after)
 
     def _delta(
         self,
@@ -244,21 +253,24 @@ class Evaluate:
         factor: Tensor | None,
         factored: int,
         state: Tensor,
-    ) -> None:
-        """Write this evaluation's weights, where they are not the plan's."""
+    ) -> Tensor:
+        """Write this evaluation's weights, where they are not the plan's; and what they are."""
         if pattern is not at.row.pattern:
             self._write(at, planned)
         if not pattern.projects:
-            return
+            return planned
         row = at.table
         base = row[Column.OF_X : Column.OF_PREDICTION + 1]
         gram = ops.gram(state, branches, base, deltas, factor, factored)
-        products = Products(gram, row[Column.OF_PREDICTION], state[0].numel())
+        null = Branch("null")
+        at_null = pattern.branches.index(null) if null in pattern.branches else None
+        products = Products(gram, row[Column.OF_PREDICTION], state[0].numel(), at_null)
         weights = projected_weights(pattern, products, planned, self.memory)
         self._write(at, weights)
         for branch, kept in self.memory.items():
             if "off" in kept:
                 self.latches.show(branch, kept["off"])
+        return weights
 
     def _write(self, at: At, weights: Tensor) -> None:
         """The row's weights, its first columns: those of the branches there are."""

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.program import Program, RowMode, make_program
 from fastguide.guidance.base import Branch, Condition, Other
+from fastguide.staging.conditions import alike
 from fastguide.staging.contract import embed_times
 
 Nets = Mapping[Other | None, Any]  # None is the network that is sampled
@@ -51,8 +52,10 @@ class Conditions:
         different lengths.
         """
         for values in self.fixed.values():
-            forms = [tree_flatten(value) for value in values.values() if value is not None]
-            if len({(str(form), tuple(map(_sides, leaves))) for leaves, form in forms}) > 1:
+            trees = [tree_flatten(value) for value in values.values() if value is not None]
+            if len({str(form) for _, form in trees}) > 1:
+                return False
+            if not all(map(alike, zip(*(leaves for leaves, _ in trees), strict=True))):
                 return False
         return True
 
@@ -60,10 +63,6 @@ class Conditions:
         """Those with the call's own condition wherever one would be drawn."""
         own = self.fixed[None].get("cond")
         return self if self.drawn is None else replace(self, drawn=lambda _: own)
-
-
-def _sides(leaf: Any) -> object:
-    return leaf.shape[1:] if isinstance(leaf, Tensor) else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from fastguide.common.hashing import hash_once
 from fastguide.engine.age import Age
 from fastguide.engine.order import is_negative, negatives, ordered
 from fastguide.guidance.base import POSITIVE, Branch, Guidance
-from fastguide.guidance.modifiers import Rectified
+from fastguide.guidance.modifiers import Norm, Rectified
 from fastguide.guidance.schedule import values_of
 from fastguide.process import Level
 from fastguide.spacing import Levels
@@ -31,6 +31,7 @@ class Nag:
     layers: tuple[str, ...]
     tau: float
     alpha: float
+    shared: bool = False
 
 
 @hash_once
@@ -79,10 +80,28 @@ class Pattern:
     def plain(self) -> bool:
         """Whether each delta is the difference of two predictions, with the plan's weight."""
         bare = (
-            Branch(b.cond, b.head, b.how, b.layers, b.degraded, b.moved, b.net)
+            Branch(
+                cond=b.cond,
+                head=b.head,
+                how=b.how,
+                layers=b.layers,
+                degraded=b.degraded,
+                moved=b.moved,
+                net=b.net,
+            )
             for b in self.branches
         )
         return Pattern(tuple(bare), self.nag) == self
+
+    @cached_property
+    def norm(self) -> Norm | None:
+        """What the guided prediction is held to, where a branch has it."""
+        return next((b.norm for b in self.branches if b.norm is not None), None)
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the weights of an evaluation are not the plan's."""
+        return self.projects or self.norm is not None
 
     @cached_property
     def settled(self) -> Pattern:
@@ -165,6 +184,7 @@ def make_patterns(
     if any(needed) and guidance is not None:
         totals = {**negatives(totals), **totals}
     totals = ordered(totals, any(needed))
+    _check_norms(totals, any(needed))
     within = _within(totals, levels)
     zero_steps = max([0, *(b.projection.zero_steps for b in totals if b.projection is not None)])
     ages = {branch: Age(branch.every, batch or 1) for branch in totals}
@@ -204,6 +224,21 @@ def make_patterns(
         patterns.append(Pattern((POSITIVE, *on), nags[e], frozenset(held), refreshed))
         packed.append(torch.stack([ones, ones, *on.values()], dim=1))
     return patterns, packed, nag_scales, batch
+
+
+def _check_norms(totals: dict[Branch, Tensor], needed: bool) -> None:
+    norms = {branch.norm for branch in totals if branch.norm is not None}
+    if len(norms) > 1:
+        raise ValueError(f"guidance holds {len(norms)} CFGNorms, but it should be one: of a sum")
+    if norms and needed:
+        raise ValueError(
+            "guidance holds a CFGNorm, but the solver reads the negative's image (CFG++)"
+        )
+    beside = [b for b in totals if b.norm is None and (b.projection is not None or b.rescales)]
+    if norms and beside:
+        raise ValueError(
+            "guidance holds a projection or rescale beside a CFGNorm, but it should be within"
+        )
 
 
 def _zeroed(levels: list[Level], run: Levels, steps: int) -> list[bool]:
@@ -266,6 +301,6 @@ def _nags(
     if not inside:
         return [None] * len(levels), torch.ones(len(levels), 1, dtype=torch.float64, device="cpu")
     one = inside[0]
-    nag = Nag(choose(one.layers), one.tau, one.alpha)
+    nag = Nag(choose(one.layers), one.tau, one.alpha, one.shared)
     weights = one.term.weights(levels).expand(len(levels), batch or 1)
     return [nag if bool(w.any()) else None for w in weights], 1.0 + weights

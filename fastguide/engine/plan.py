@@ -148,9 +148,9 @@ class Plan:
         return any(row.learned for row in self.rows)
 
     @property
-    def projects(self) -> bool:
-        """Whether the weights of any update depend on inner products."""
-        return any(row.pattern.projects for row in self.rows if row.pattern is not None)
+    def rewrites(self) -> bool:
+        """Whether the weights of any update are only known when it is evaluated."""
+        return any(row.pattern.rewrites for row in self.rows if row.pattern is not None)
 
     @property
     def evaluations(self) -> int:

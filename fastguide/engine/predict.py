@@ -102,7 +102,9 @@ class Predict:
         """What layers may need, and how far a moved row is from x, where there is one."""
         facts, nag, h = at.facts, None, None
         if pattern.nag is not None:
-            nag = Normalized(at.nag, pattern.nag.tau, pattern.nag.alpha)
+            alone = all(branch.cond != "negative" for branch in pattern.computed)
+            told = (pattern.nag.tau, pattern.nag.alpha, pattern.nag.shared, alone)
+            nag = Normalized(at.nag, *told)
         seeds = ops.derive_seeds(self.seeds, at.number) if passes.draws else None
         how = pattern.rectified
         if pattern.refreshed and how is not None and how.mode == "difference":

@@ -22,11 +22,12 @@ class Products:
         gram: fp64 `[B, n, n + 1]`, of `ops.gram`.
         gain: denoised = gain * prediction + ..., a scalar tensor.
         numel: elements of a sample.
+        null: which delta is that of the null condition.
     """
 
-    def __init__(self, gram: Tensor, gain: Tensor, numel: int) -> None:
+    def __init__(self, gram: Tensor, gain: Tensor, numel: int, null: int | None = None) -> None:
         self.products, self.sums = gram[:, :, :-1], gram[:, :, -1]
-        self.gain, self.numel = gain.double(), numel
+        self.gain, self.numel, self.null = gain.double(), numel, null
         self._units = torch.eye(gram.shape[1], dtype=torch.float64, device=gram.device)
 
     def unit(self, which: int | Literal["p_0", "x0"]) -> Tensor:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastguide.engine.program import Program, Step
 from fastguide.guidance.base import Branch, Condition
+from fastguide.staging.conditions import joined, narrowed, rows_of
 from fastguide.staging.contract import PLAIN, Normalized, Routing
 from fastguide.staging.kept import Kept
 
@@ -168,11 +169,11 @@ def _order(kept: tuple[int, ...], blocks: int) -> tuple[int, ...]:
 
 def _take(leaf: Any, blocks: tuple[int, ...], batch: int) -> Any:
     """Blocks of rows, a view where they are neighbours."""
-    if not isinstance(leaf, Tensor):
+    if rows_of(leaf) is None:
         return leaf
     if blocks == tuple(range(blocks[0], blocks[0] + len(blocks))):
-        return leaf.narrow(0, blocks[0] * batch, len(blocks) * batch)
-    return torch.cat([leaf.narrow(0, i * batch, batch) for i in blocks])
+        return narrowed(leaf, blocks[0] * batch, len(blocks) * batch)
+    return joined(*(narrowed(leaf, i * batch, batch) for i in blocks))
 
 
 def _forked(state: Any, sources: tuple[int, ...], batch: int) -> Any:
@@ -189,23 +190,15 @@ def _forked(state: Any, sources: tuple[int, ...], batch: int) -> Any:
 def _joined(conds: list[Any]) -> Any:
     if len(conds) == 1 or conds[0] is None:
         return conds[0]
-    return tree_map(_cat, *conds)
-
-
-def _cat(*parts: Tensor) -> Tensor:
-    if len({part.shape[1:] for part in parts}) > 1:  # rows that meet: others run by themselves
-        raise ValueError(
-            f"conditions have the shapes {', '.join(str(tuple(p.shape)) for p in parts)}, but rows "
-            "that attend to each other, as NAG's do, need equal ones"
-        )
-    return torch.cat(parts)
+    return tree_map(joined, *conds)
 
 
 def _first(cond: Any, blocks: int, of: int) -> Any:
-    return tree_map(
-        lambda leaf: leaf[: leaf.shape[0] // of * blocks] if isinstance(leaf, Tensor) else leaf,
-        cond,
-    )
+    def some(leaf: Any) -> Any:
+        rows = rows_of(leaf)
+        return leaf if rows is None else narrowed(leaf, 0, rows // of * blocks)
+
+    return tree_map(some, cond)
 
 
 def _check(output: Any, shape: tuple[int, ...], device: torch.device) -> None:

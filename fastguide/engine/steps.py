@@ -69,7 +69,7 @@ class Steps:
         self.numbers = self._numbers()
         self.times = {net: table.clone() for net, table in time_tables(plan, passes).items()}
         self.kept: Kept = {("bad_gradient", POSITIVE, ""): torch.zeros_like(plan.index[0])}
-        if plan.projects:
+        if plan.rewrites:
             self.kept["weights", POSITIVE, ""] = torch.zeros_like(plan.weights)
         kinds: dict[Kind, int] = {}
         self.examples: list[int] = []  # for each part a row that it fits

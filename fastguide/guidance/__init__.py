@@ -1,11 +1,13 @@
 """Guidance methods and schedules of their weights; `__all__` is what `fastguide` has of them."""
 
 from fastguide.guidance.base import Guidance
+from fastguide.guidance.branches import PerpNeg, TextImageCFG
 from fastguide.guidance.cfg import CFG, Superconditioning
 from fastguide.guidance.frequency import FDG
 from fastguide.guidance.gradients import ClassifierGuidance, CLIPGuidance, EnergyGuidance
 from fastguide.guidance.layers import PAG, SEG, SLG, STG, TPG
 from fastguide.guidance.nag import NAG
+from fastguide.guidance.norm import CFGNorm
 from fastguide.guidance.others import ICG, SIMS, TSG, AutoGuidance
 from fastguide.guidance.projections import APG, MAMBO, TCFG, Adaptive, CFGZeroStar
 from fastguide.guidance.reg import REG
@@ -17,6 +19,7 @@ __all__ = [
     "MAMBO",
     "TCFG",
     "Adaptive",
+    "CFGNorm",
     "CFGZeroStar",
     "REG",
     "FDG",
@@ -27,6 +30,7 @@ __all__ = [
     "ICG",
     "NAG",
     "PAG",
+    "PerpNeg",
     "SAG",
     "SEG",
     "SIMS",
@@ -37,6 +41,7 @@ __all__ = [
     "AutoGuidance",
     "Guidance",
     "Superconditioning",
+    "TextImageCFG",
     "constant",
     "cosine",
     "interval",

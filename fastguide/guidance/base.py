@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastguide.common.checks import check_int, check_number, shown
 from fastguide.common.hashing import hash_once
-from fastguide.guidance.modifiers import HighPass, Projection, Rectified, Rescale, Space
+from fastguide.guidance.modifiers import HighPass, Norm, Projection, Rectified, Rescale, Space
 from fastguide.guidance.potential import Potential
 from fastguide.guidance.schedule import Schedule, is_schedule, values_of
 from fastguide.model import Model
@@ -23,7 +23,7 @@ from fastguide.staging.perturbation import Degraded, Layers, Perturbation
 Amount = float | Schedule | Callable[[Level], float] | Sequence[float] | Tensor
 Factor = Schedule | Callable[[Level], float] | Sequence[float] | None
 OFF = 1e-6  # a scale this near to 1 is off: what rounding leaves of an interpolated one
-Condition = Literal["cond", "negative", "random"]
+Condition = Literal["cond", "negative", "random", "null"]
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,16 @@ class Branch:
     """One delta: from the positive prediction to another, and what is done to it.
 
     The other is the output head `head` of the network run under the condition `cond`. "negative" is
-    the negative condition, or the null one where none is given; "random" is drawn anew at each
-    evaluation. Head 1 comes from the same pass as head 0. `how` is done to `layers`; `degraded` to
-    the input, after the first pass; with `moved` the input is moved by a constant; `net` is another
-    network. With a `potential` there is no other prediction: the delta is its gradient.
+    the negative condition, or the null one where none is given; "null" the null one in any case;
+    "random" is drawn anew at each evaluation. Head 1 comes from the same pass as head 0. `how` is
+    done to `layers`; `degraded` to the input, after the first pass; with `moved` the input is moved
+    by a constant; `net` is another network. With a `potential` there is no other prediction: the
+    delta is its gradient.
 
     The delta is computed at each `every`-th evaluation and held between; then only its `channels`
     are kept, where there are any, `high_pass` keeps its fine scales, `rectified` multiplies it,
-    `projection` and the `rescales`, inner ones first, set its weight.
+    `projection` and the `rescales`, inner ones first, set its weight; what all that have a `norm`
+    add up to is held to it.
     """
 
     cond: Condition = "cond"
@@ -75,12 +77,13 @@ class Branch:
     rectified: Rectified | None = None
     projection: Projection | None = None
     rescales: tuple[Rescale, ...] = ()
+    norm: Norm | None = None
 
     @cached_property
     def delta(self) -> Branch:
         """The delta as it comes, before anything is done to it."""
         plain = replace(self, high_pass=None, rectified=None, projection=None, rescales=())
-        return replace(plain, channels=())
+        return replace(plain, channels=(), norm=None)
 
     @cached_property
     def prediction(self) -> Branch:
@@ -207,13 +210,59 @@ class Term:
 @dataclass(frozen=True, eq=False)
 class Inside:
     """NAG inside the attention of the positive rows and their perturbed copies; `term` has its
-    scale.
+    scale. Where queries are `shared` the negative's are the positive's.
     """
 
     term: Term
     tau: float
     alpha: float
     layers: Layers
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Instead:
+    """Rows under the negative condition are those of a network whose `layers` are changed by `how`,
+    in place of the clean ones, where `schedule` is 1; in between a share of both.
+    """
+
+    how: Perturbation
+    layers: Layers
+    schedule: Factor
+
+    def applied(self, terms: Sequence[Term]) -> tuple[Term, ...]:
+        """The terms with it."""
+        found: list[Term] = []
+        for term in terms:
+            clean = term.branch.cond == "negative" and term.branch.how is None
+            if not clean or term.branch.degraded is not None:
+                found.append(term)
+                continue
+            changed = replace(term.branch, how=self.how, layers=self.layers)
+            if self.schedule is not None:
+                rest = Shared(term.schedule, self.schedule, rest=True)
+                found.append(replace(term, schedule=rest))
+            schedule = term.schedule
+            if self.schedule is not None:
+                schedule = Shared(term.schedule, self.schedule)
+            found.append(replace(term, branch=changed, schedule=schedule))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One factor times another, or times the `rest` that the other leaves of 1."""
+
+    factor: Factor
+    share: Factor
+    rest: bool = False
+
+    def values(self, levels: Sequence[Level]) -> list[float]:
+        """One for each evaluation."""
+        ones = [1.0] * len(levels)
+        first = ones if self.factor is None else values_of(self.factor, levels)
+        shares = ones if self.share is None else values_of(self.share, levels)
+        return [a * (1.0 - b if self.rest else b) for a, b in zip(first, shares, strict=True)]
 
 
 class Guidance:
@@ -229,6 +278,10 @@ class Guidance:
 
     def inside(self) -> tuple[Inside, ...]:
         """What happens inside the network's attention."""
+        return ()
+
+    def instead(self) -> tuple[Instead, ...]:
+        """What is done to the negative rows of the guidances beside it."""
         return ()
 
     def __add__(self, other: Guidance) -> Guidance:
@@ -254,18 +307,21 @@ class Modified(Guidance):
     """`guidance` with something done to each of its deltas: the field `name` of their branches."""
 
     guidance: Guidance
-    name: Literal["high_pass", "rectified", "projection", "rescales"]
+    name: Literal["high_pass", "rectified", "projection", "rescales", "norm"]
     value: Any
 
     def terms(self) -> tuple[Term, ...]:
         return tuple(self._modified(term) for term in self.guidance.terms())
+
+    def instead(self) -> tuple[Instead, ...]:
+        return self.guidance.instead()
 
     def inside(self) -> tuple[Inside, ...]:
         return self.guidance.inside()
 
     def _modified(self, term: Term) -> Term:
         branch, outer = term.branch, _ORDER[_ORDER.index(self.name) :]
-        if self.name == "rescales":
+        if self.name == "rescales" and branch.norm is None:
             if self.value.share == 0.0:
                 return term
             return replace(term, branch=replace(branch, rescales=(*branch.rescales, self.value)))
@@ -288,6 +344,7 @@ _SAID = {
     "rectified": "REG",
     "projection": "a projection (APG, CFGZeroStar, TCFG, MAMBO, Adaptive)",
     "rescales": "rescale",
+    "norm": "a norm (CFGNorm)",
 }
 _ORDER = tuple(_SAID)
 
@@ -317,7 +374,13 @@ class Sum(Guidance):
     parts: tuple[Guidance, ...]
 
     def terms(self) -> tuple[Term, ...]:
-        return tuple(term for part in self.parts for term in part.terms())
+        found = tuple(term for part in self.parts for term in part.terms())
+        for one in self.instead():
+            found = one.applied(found)
+        return found
+
+    def instead(self) -> tuple[Instead, ...]:
+        return tuple(one for part in self.parts for one in part.instead())
 
     def inside(self) -> tuple[Inside, ...]:
         return tuple(one for part in self.parts for one in part.inside())

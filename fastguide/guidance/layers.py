@@ -9,11 +9,12 @@ is computed at each k-th evaluation and held between.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fastguide.common.checks import check_name
-from fastguide.guidance.base import Amount, Branch, Condition, Factor, Guidance, Term
+from fastguide.guidance.base import Amount, Branch, Condition, Factor, Guidance, Instead, Term
 from fastguide.staging.perturbation import (
     BlurredQueries,
     Identity,
@@ -75,22 +76,53 @@ class PAG(_Layered):
 class SEG(_Layered):
     """Smoothed energy guidance (Hong 2024): the queries of `layers` are blurred on their grid with
     `sigma` in tokens, by default inf: their mean. Published: weight 3. No condition is needed.
+
+    Of tokens on several axes `sigma` may be one for each, inf among them: (frames, height, width)
+    of a video, as in `SEG(3.0, sigma=(0.0, inf, inf))`, which blurs each frame by itself.
     """
 
-    sigma: float = math.inf
+    sigma: float | Sequence[float] = math.inf
 
     def perturbation(self) -> Perturbation:
-        return BlurredQueries(self.sigma)
+        given = self.sigma
+        return BlurredQueries(tuple(given) if isinstance(given, (list, tuple)) else given)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
 class SLG(_Layered):
     """Skip-layer guidance (Stable Diffusion 3.5): `layers` are left out, residual connection and
     all. Published: weight 2.5 on blocks 7, 8, 9 of 24, from 1 % to 20 % of the run.
+
+    With `on="negative"` they are left out in the negative rows of the guidance beside it, without
+    a further pass: `d_skipped + s (d - d_skipped)` in `CFG(s) + SLG(layers=10, on="negative")`, as
+    it is usual for Wan; then there is no weight.
     """
+
+    weight: Amount | None = None  # type: ignore[assignment]
+    on: Literal["copy", "negative"] = "copy"
+
+    def __post_init__(self) -> None:
+        check_name("on", self.on, ("copy", "negative"))
+        if (self.weight is None) != (self.on == "negative"):
+            needs = "no weight" if self.on == "negative" else "a weight"
+            raise ValueError(f"weight is {self.weight} with on={self.on!r}, which needs {needs}")
+        if self.on == "negative" and (self.of != "cond" or self.every != 1):
+            raise ValueError(
+                f"of, every are {self.of!r}, {self.every} with on='negative', which are those of "
+                "the guidance beside it"
+            )
+        super().__post_init__()
 
     def perturbation(self) -> Perturbation:
         return Skipped()
+
+    def terms(self) -> tuple[Term, ...]:
+        return () if self.on == "negative" else super().terms()
+
+    def instead(self) -> tuple[Instead, ...]:
+        if self.on == "copy":
+            return ()
+        return (Instead(Skipped(), as_layers(self.layers), self.schedule),)
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,6 +56,7 @@ class Gram(Protocol):
     """
 
     gain: Tensor  # denoised = gain * prediction + ..., a scalar
+    null: int | None  # which delta is that of the clean rows under the null condition
 
     def unit(self, which: int | Literal["p_0", "x0"]) -> Tensor: ...
     def inner(self, u: Tensor, v: Tensor) -> Tensor: ...
@@ -114,6 +115,35 @@ class Rescale:
         scaled = total * (1.0 + excess)[:, None]
         scaled[:, 1 if self.space == "denoised" else 0] += excess
         return scaled
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """The arguments of `fastguide.CFGNorm`; `axes` are those of one sample, None all of them."""
+
+    axes: tuple[int, ...] | None
+    cap: float
+    grows: bool
+
+    def __post_init__(self) -> None:
+        check_number("cap", self.cap, 0.0, open_=True)
+
+    def factor(self, guided: Tensor, positive: Tensor) -> Tensor:
+        """What the guided prediction `[B, *shape]` is multiplied with, fp32."""
+        of_sample = positive.ndim - 1
+        chosen = range(of_sample) if self.axes is None else self.axes
+        bad = [axis for axis in chosen if not -of_sample <= axis < of_sample]
+        if bad:
+            raise ValueError(f"axes has {bad[0]}, but a sample has {of_sample} axes")
+        axes = tuple(1 + axis % of_sample for axis in chosen)
+        own, size = (
+            torch.linalg.vector_norm(one.float(), dim=axes, keepdim=True)
+            for one in (positive, guided)
+        )
+        nothing = size == 0.0
+        ratio = self.cap * own / torch.where(nothing, 1.0, size)
+        ratio = ratio if self.grows else ratio.clamp(max=1.0)
+        return torch.where(nothing, 1.0, ratio)
 
 
 def check_space(space: str) -> None:

@@ -10,8 +10,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -95,7 +93,7 @@ class SelfAttention(nn.Module):
         how = segment.how
         if isinstance(how, Identity):
             return self.qkv.part(rows, 2)
-        if isinstance(how, BlurredQueries) and math.isinf(how.sigma):
+        if isinstance(how, BlurredQueries) and how.flat:
             return self._one_query(rows)
         wanted = [
             (block - segment.start, key)

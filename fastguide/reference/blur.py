@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+Sigma = float | Sequence[float]  # of all axes, or of each
+
 
 def blur(
-    x: Tensor, sigma: float | Tensor, grid: tuple[int, int], kernel_size: int | None = None
+    x: Tensor, sigma: Sigma | Tensor, grid: Sequence[int], kernel_size: int | None = None
 ) -> Tensor:
-    """`x` `[R, N, C]` blurred along its grid (height, width), in the dtype of `x`.
+    """`x` `[R, N, C]` blurred along its grid, of one to three axes, in the dtype of `x`.
 
     Along each axis `blurred[i] = sum_t w(t) x[reflect(i + t)]` over `|t| <= kernel_size // 2`, with
-    `w(t) = exp(-t^2 / 2 sigma^2)` normalised to sum 1. `sigma` is a float or `[R]`; 0 is x, and
-    infinity the mean over all tokens.
+    `w(t) = exp(-t^2 / 2 sigma^2)` normalised to sum 1. `sigma` is a float, one for each
+    axis, or a tensor `[R]`; 0 leaves an axis as it is, and infinity makes it its mean.
     """
     sigmas = sigma.tolist() if isinstance(sigma, Tensor) else [sigma] * x.shape[0]
     rows = [blur_row(row, value, grid, kernel_size) for row, value in zip(x, sigmas, strict=True)]
     return torch.stack(rows)
 
 
-def blur_row(x: Tensor, sigma: float, grid: tuple[int, int], kernel_size: int | None) -> Tensor:
+def blur_row(x: Tensor, sigma: Sigma, grid: Sequence[int], kernel_size: int | None) -> Tensor:
     """One row `[N, C]` with its own sigma."""
-    if sigma == 0.0:
-        return x
-    if sigma == math.inf:
-        return x.mean(0, keepdim=True).expand_as(x)
+    sigmas = [sigma] * len(grid) if isinstance(sigma, (int, float)) else sigma
     image = x.reshape(*grid, x.shape[1])
-    for axis in (0, 1):
-        weights = taps(sigma, grid[axis], kernel_size).to(image)
-        image = blur_axis(image.movedim(axis, 0), weights).movedim(0, axis)
+    for axis, (length, own) in enumerate(zip(grid, sigmas, strict=True)):
+        if own == math.inf:
+            image = image.mean(axis, keepdim=True).expand_as(image)
+        elif own != 0.0:
+            weights = taps(own, length, kernel_size).to(image)
+            image = blur_axis(image.movedim(axis, 0), weights).movedim(0, axis)
     return image.reshape(x.shape)
 
 

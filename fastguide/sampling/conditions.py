@@ -28,6 +28,10 @@ def named_conditions(model: Model, guidance: Guidance | None) -> set[str]:
                 f"{model.heads}"
             )
         names.add("head" if term.branch.head else term.branch.cond)
+        if term.branch.cond == "null" and model.null is None:
+            raise ValueError(
+                "guidance needs the null condition beside the negative one, but model.null is None"
+            )
         if term.branch.potential is not None and term.branch.potential.targets:
             names.add("target")
         channels = term.branch.channels
@@ -75,11 +79,14 @@ def bind(
     other = None
     if "negative" in names or model.negative:
         other = _batched("negative", negative, model, batch, device)
+    null = None
+    if "null" in names or model.negative:
+        null = _batched("null", None, model, batch, device)
     if not model.negative:
-        return {"cond": positive, "negative": other}
-    null = _batched("null", None, model, batch, device)
+        found: dict[Condition, Any] = {"cond": positive, "negative": other}
+        return {**found, "null": null} if "null" in names else found
     beside = other if "head" in names else null
-    return {"cond": (positive, beside), "negative": (other, null)}
+    return {"cond": (positive, beside), "negative": (other, null), "null": (null, null)}
 
 
 def as_labels(cond: Any) -> Tensor | None:

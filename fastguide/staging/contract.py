@@ -57,11 +57,15 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Normalized:
-    """Settings of NAG inside a layer; `scale` is a tensor `[B]` or `[1]`, 1 is off."""
+    """Settings of NAG inside a layer; `scale` is a tensor `[B]` or `[1]`, 1 is off. Where queries
+    are `shared` the negative's are the positive's; `alone` says that its rows are for that only.
+    """
 
     scale: Tensor
     tau: float
     alpha: float
+    shared: bool = False
+    alone: bool = True
 
 
 @dataclass(frozen=True)

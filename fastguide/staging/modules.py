@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from fastguide.staging.block import run_block
+from fastguide.staging.conditions import Ragged, longest
 from fastguide.staging.contract import PLAIN, TIME, Routing, Stage
 from fastguide.staging.grid import grid_of
 from fastguide.staging.layers import Layer, find_layers, submodules
@@ -229,8 +230,12 @@ class ByModules(nn.Module):
 def _shapes(tree: Any) -> Hashable:
     """The form of what a network is given, of one row."""
     leaves, spec = tree_flatten(tree)
-    told = tuple(
-        (tuple(one.shape[1:]), one.dtype, one.device) if isinstance(one, Tensor) else type(one)
-        for one in leaves
-    )
-    return (told, str(spec))
+    return (tuple(map(_shape, leaves)), str(spec))
+
+
+def _shape(leaf: Any) -> Hashable:
+    if isinstance(leaf, Ragged):
+        return _shape(longest(leaf).unsqueeze(0))
+    if not isinstance(leaf, Tensor):
+        return type(leaf).__name__
+    return (tuple(leaf.shape[1:]), leaf.dtype, leaf.device)

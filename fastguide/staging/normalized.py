@@ -27,13 +27,22 @@ def nag(
     for other, candidate in zip(mixed, segments, strict=True):
         if other is not None and candidate.start <= segment.against < candidate.stop:
             negative = other[(segment.against - candidate.start) * unit :][:unit]
-    blocks = segment.stop - segment.start
+    if settings.shared:
+        raise ValueError(
+            "queries is 'shared', but these layers are hand-written stages, in which NAG's rows "
+            "have their own; fastguide.ByModules runs a network by its modules"
+        )
+    return led(positive, negative, segment.stop - segment.start, settings)
+
+
+def led(positive: Tensor, negative: Tensor, blocks: int, settings: Normalized) -> Tensor:
+    """NAG of `blocks` blocks of rows `[blocks B, N, C]`, away from those of one `[B, N, C]`."""
     negative = negative.repeat(blocks, 1, 1)
     scale = settings.scale.float().view(-1, 1, 1)
     scale = scale.repeat(blocks, 1, 1) if scale.shape[0] > 1 else scale
     clean = positive.float()  # fp16 would overflow
-    led = scale * clean - (scale - 1) * negative.float()
+    away = scale * clean - (scale - 1) * negative.float()
     most = settings.tau * clean.abs().sum(-1, keepdim=True)
-    size = led.abs().sum(-1, keepdim=True)
-    led = led * torch.where(size > most, most / size, 1.0)
-    return (settings.alpha * led + (1 - settings.alpha) * clean).to(positive.dtype)
+    size = away.abs().sum(-1, keepdim=True)
+    away = away * torch.where(size > most, most / size, 1.0)
+    return (settings.alpha * away + (1 - settings.alpha) * clean).to(positive.dtype)

@@ -18,15 +18,25 @@ class Identity:
 
 @dataclass(frozen=True)
 class BlurredQueries:
-    """The queries of self-attention are blurred on their grid, `sigma` in tokens; inf is their mean
-    (SEG).
+    """The queries of self-attention are blurred on their grid, `sigma` in tokens, of all axes or of
+    each; inf is the mean of an axis (SEG).
     """
 
-    sigma: float
+    sigma: float | tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if self.sigma != math.inf:
-            check_number("sigma", self.sigma, 0.0)
+        values = self.sigma if isinstance(self.sigma, tuple) else (self.sigma,)
+        if not 1 <= len(values) <= 3:
+            raise ValueError(f"sigma is {self.sigma}, but tokens lie on one to three axes")
+        for value in values:
+            if value != math.inf:
+                check_number("sigma", value, 0.0)
+
+    @property
+    def flat(self) -> bool:
+        """Whether all queries become one: their mean."""
+        values = self.sigma if isinstance(self.sigma, tuple) else (self.sigma,)
+        return all(value == math.inf for value in values)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map
 
 from fastguide.staging.attention import Attention, Meet, Scores
 from fastguide.staging.backends import native
+from fastguide.staging.conditions import one_row
 from fastguide.staging.twin import answering, replaced
 
 Span = tuple[int, int]
@@ -319,5 +320,5 @@ def _torn(a: Tensor, b: Tensor) -> bool:
 
 
 def one_sample(tree: Any) -> Any:
-    """The first row of every tensor."""
-    return tree_map(lambda leaf: leaf[:1] if isinstance(leaf, Tensor) else leaf, tree)
+    """One row of every leaf that has rows."""
+    return tree_map(one_row, tree)

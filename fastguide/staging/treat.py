@@ -4,7 +4,7 @@
 |---|---|
 | `Identity` | an image token attends to itself, and to the text where both attend jointly |
 | `BlurredQueries` | the image's queries are blurred on their grid; at infinity one query a head |
-| `against` | NAG: what the image's tokens get is led away from that of other rows |
+| `against` | NAG: what the image's tokens get is led away from what they get in other rows |
 | `observe` | the sums of the map's columns are laid aside |
 
 Where a network writes attention as a softmax of scores, these act on the scores, which are linear
@@ -24,7 +24,7 @@ from fastguide import ops
 from fastguide.staging.attention import Attention, Scores
 from fastguide.staging.contract import Routing, Segment
 from fastguide.staging.masked import identity_with_context
-from fastguide.staging.normalized import nag
+from fastguide.staging.normalized import led, nag
 from fastguide.staging.perturbation import BlurredQueries, Identity, Perturbation
 from fastguide.staging.probe import Met
 
@@ -60,6 +60,12 @@ class Treat:
         """The rows of one block."""
         return self.rows // self.segments[-1].stop
 
+    @property
+    def shares(self) -> bool:
+        """Whether NAG leads rows here, with queries that both conditions share."""
+        against = any(one.against is not None for one in self.segments)
+        return against and self.routing.nag is not None and self.routing.nag.shared
+
     def check(self) -> None:
         """Raise ValueError unless the layer called what it calls, and guidance could act on it."""
         if self.number not in (len(self.met), self.rows * len(self.met)):
@@ -67,6 +73,8 @@ class Treat:
                 f"the layer {self.layer!r} attended {self.number} times, but {len(self.met)} times "
                 "when the network was looked at"
             )
+        if self.shares and any(one.queries is not None for one in self.met):
+            return
         if not any(one.images for one in self.met):
             raise ValueError(
                 f"layers has {self.layer!r}, in which no self-attention was met: it has none, or "
@@ -78,7 +86,7 @@ class Treat:
         if self.rows > 1 and call.q.shape[0] == 1 and self.met:
             return self._of_row(call)
         met = self._next(call.q.shape[-2], call.k.shape[-2])
-        if not met.images:
+        if not met.images and not (self.shares and met.queries is not None):
             return call.plain()
         if call.q.ndim == 3:
             q, k, v = (one.unsqueeze(1) for one in (call.q, call.k, call.v))
@@ -90,6 +98,8 @@ class Treat:
         return self._by_segment(call, met)
 
     def _of_row(self, call: Attention) -> Tensor:
+        if self.shares:
+            raise ValueError(f"layers has {self.layer!r}, which attends one row at a time: no NAG")
         block = self.number // len(self.met) * self.segments[-1].stop // self.rows
         met = self._next(call.q.shape[-2], call.k.shape[-2])
         if not met.images or call.q.ndim != 4:
@@ -104,6 +114,10 @@ class Treat:
 
     def _by_segment(self, call: Attention, met: Met) -> Tensor:
         segments = self.segments
+        if self.shares and not met.images:
+            return self._to_text(call)
+        if self.shares and not met.alone:
+            call = self._with_one_image(call, met)
         parts = [call] if len(segments) == 1 else [self._part(call, one) for one in segments]
         mixed = [
             _mixed(part, met, segment.how, self.grid)
@@ -112,13 +126,72 @@ class Treat:
         for part, segment in zip(parts, segments, strict=True):
             if segment.how is None:
                 self._observe(part, met, segment)
-        if any(segment.against is not None for segment in segments):
+        if any(segment.against is not None for segment in segments) and not (
+            self.shares and met.alone
+        ):
             mixed = self._led(mixed, met)
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+    def _to_text(self, call: Attention) -> Tensor:
+        """Attention to a text alone; the led rows' queries meet the negative text, too."""
+        settings = self.routing.nag
+        assert settings is not None
+        found = []
+        for segment in self.segments:
+            own = self._part(call, segment)
+            z = own.plain()
+            if segment.against is not None:
+                blocks = segment.stop - segment.start
+                other = self._part(call, Segment(segment.against, segment.against + 1))
+                k, v = (one.repeat(blocks, *[1] * (one.ndim - 1)) for one in (other.k, other.v))
+                mask = other.mask
+                if mask is not None and mask.ndim == 4 and mask.shape[0] == self.unit:
+                    mask = mask.repeat(blocks, 1, 1, 1)
+                away = replace(own, k=k, v=v, mask=mask).plain()
+                # each block's own queries met the negative: nothing is to be repeated any more
+                ours, theirs = (one.transpose(1, 2).flatten(2) for one in (z, away))
+                scale = settings.scale
+                scale = scale.repeat(blocks) if scale.shape[0] > 1 else scale
+                z = led(ours, theirs, 1, replace(settings, scale=scale))
+                z = z.unflatten(-1, (own.q.shape[1], -1)).transpose(1, 2)
+            found.append(z)
+        return torch.cat(found)
+
+    def _with_one_image(self, call: Attention, met: Met) -> Attention:
+        """Joint attention in which the negative rows' image is the led rows' own."""
+        assert self.routing.nag is not None
+        assert met.queries is not None
+        assert met.keys is not None
+        pairs = [
+            (block, one.against)
+            for one in self.segments
+            for block in range(one.start, one.stop)
+            if one.against is not None
+        ]
+        if len(pairs) > 1 or not self.routing.nag.alone:
+            raise ValueError(
+                f"queries is 'shared', but the layer {self.layer!r} attends jointly, where the "
+                "negative rows are led by one image: neither CFG nor perturbed copies can be "
+                "beside it; use queries='own'"
+            )
+        self._check_rows(call.q)
+        block, against = pairs[0]
+        changed = []
+        for x, (start, stop) in ((call.q, met.queries), (call.k, met.keys), (call.v, met.keys)):
+            x = x.clone()
+            ours, theirs = (slice(i * self.unit, (i + 1) * self.unit) for i in (block, against))
+            x[theirs, :, start:stop] = x[ours, :, start:stop]
+            changed.append(x)
+        return replace(call, q=changed[0], k=changed[1], v=changed[2])
 
     def weigh(self, call: Scores) -> Tensor:
         """The weights of all rows, where the network multiplies them with the values itself."""
         met = self._next(*call.scores.shape[-2:])
+        if self.shares:
+            raise ValueError(
+                f"layers has {self.layer!r}, which multiplies its attention's weights by itself, "
+                "where NAG does not reach"
+            )
         if not met.images:
             return call.softmax(call.scores)
         if any(segment.against is not None for segment in self.segments):
@@ -180,13 +253,19 @@ class Treat:
         found = []
         for one, own, segment in zip(mixed, tokens, self.segments, strict=True):
             assert own is not None
-            led = nag(own, tokens, self.segments, segment, self.unit, self.routing.nag)
-            if led is own:
+            away = self._away(own, tokens, segment)
+            if away is own:
                 found.append(one)
                 continue
-            heads = led.unflatten(-1, (one.shape[1], -1)).transpose(1, 2)
+            heads = away.unflatten(-1, (one.shape[1], -1)).transpose(1, 2)
             found.append(torch.cat([one[:, :, :start], heads, one[:, :, stop:]], 2))
         return found
+
+    def _away(self, own: Tensor, tokens: list[Tensor | None], segment: Segment) -> Tensor:
+        settings = self.routing.nag
+        if settings is not None and settings.shared:
+            settings = replace(settings, shared=False)
+        return nag(own, tokens, self.segments, segment, self.unit, settings)
 
     def _wanted(self, segment: Segment) -> list[tuple[slice, object]]:
         """Which rows of the segment are observed, and the keys of their sums."""
@@ -248,7 +327,7 @@ def _mixed(
     if not isinstance(how, BlurredQueries):
         return call.plain()
     image, count = call.q[:, :, start:stop], call.q.shape[2]
-    if not math.isinf(how.sigma):
+    if not how.flat:
         image = blurred(image, how.sigma, grid)
         q = torch.cat([call.q[:, :, :start], image, call.q[:, :, stop:]], 2)
         return replace(call, q=q).plain()
@@ -275,24 +354,18 @@ def _grouped(call: Attention, v: Tensor) -> Tensor:
     )
 
 
-def blurred(q: Tensor, sigma: float, grid: Callable[[int], Grid]) -> Tensor:
+def blurred(q: Tensor, sigma: float | tuple[float, ...], grid: Callable[[int], Grid]) -> Tensor:
     """Queries `[rows, heads, N, d]` blurred on their grid."""
     tokens = q.transpose(1, 2).flatten(2)
-    return (
-        ops.blur(tokens, sigma, _plane(grid, q.shape[2]))
-        .unflatten(-1, (q.shape[1], -1))
-        .transpose(1, 2)
-    )
+    out = ops.blur(tokens, sigma, _fitting(sigma, grid(q.shape[2])))
+    return out.unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
 
 
-def _plane(grid: Callable[[int], Grid], tokens: int) -> tuple[int, int]:
-    found = grid(tokens)
-    if len(found) > 2:
-        raise ValueError(
-            f"sigma is finite, but the {tokens} tokens lie on {found}: queries are blurred on two "
-            "axes or fewer; sigma=inf works on any"
-        )
-    return (1, found[0]) if len(found) == 1 else (found[0], found[1])
+def _fitting(sigma: float | tuple[float, ...], grid: Grid) -> Grid:
+    """The grid, where it has the axes that sigma is of."""
+    if isinstance(sigma, tuple) and len(sigma) != len(grid):
+        raise ValueError(f"sigma is {sigma}, of {len(sigma)} axes, but the tokens lie on {grid}")
+    return grid
 
 
 def _weighed(
@@ -313,11 +386,11 @@ def _weighed(
         block.masked_fill_(others, -math.inf)
     elif isinstance(how, BlurredQueries):
         image = scores[..., start:stop, :]
-        if math.isinf(how.sigma):
+        if how.flat:
             image = image.mean(-2, keepdim=True).expand_as(image)
         else:
             flat = image.flatten(0, -3) if image.ndim > 3 else image
-            plane = _plane(grid, stop - start)
-            image = ops.blur(flat, how.sigma, plane).view_as(image)
+            lie = _fitting(how.sigma, grid(stop - start))
+            image = ops.blur(flat, how.sigma, lie).view_as(image)
         scores = torch.cat([scores[..., :start, :], image, scores[..., stop:, :]], -2)
     return softmax(scores)

@@ -60,12 +60,16 @@ def gram(source: random.Random) -> Arguments:
     }
 
 
+SIGMAS = (0.0, 1.0, 1e-30, 1e30, float("inf"), float("nan"))
+
+
 def blur(source: random.Random) -> Arguments:
     rows, height, width = source.randint(1, 3), source.randint(1, 9), source.randint(1, 9)
     return {
         "x": torch.randn(rows, height * width, source.randint(1, 40)),
         "sigmas": source.choice((None, torch.rand(rows))),
-        "sigma": source.choice((0.0, 1.0, 1e-30, 1e30, float("inf"), float("nan"))),
+        "down": source.choice(SIGMAS),
+        "across": source.choice(SIGMAS),
         "height": height,
         "width": width,
         "kernel_size": source.choice((0, 1, 3, 4, 99)),

@@ -1,5 +1,5 @@
-"""APG, CFG-Zero*, rescale, TCFG, MAMBO-G, adaptive and frequency-decoupled guidance against their
-plain formulas in fp64.
+"""APG, CFG-Zero*, rescale, TCFG, MAMBO-G, adaptive and frequency-decoupled guidance and CFG-Norm
+against their plain formulas in fp64.
 """
 
 import exact
@@ -48,6 +48,15 @@ def zero_star(c, u, w):
 def rescaled(c, u, w, share=0.7):
     d = u + w * (c - u)
     return share * d * std(c) / std(d) + (1 - share) * d
+
+
+def normed(axes, cap=1.0, most=1.0):
+    def formula(c, u, w):
+        d = u + w * (c - u)
+        ratio = (c.square().sum(axes, True) / d.square().sum(axes, True)).sqrt()
+        return d * (cap * ratio).clamp(max=most)
+
+    return formula
 
 
 def tangential(c, u, w):
@@ -113,6 +122,15 @@ CASES = {
     "rescale, denoised": (lambda w: fg.CFG(w).rescale(0.4, "denoised"), in_denoised),
     "tcfg": (lambda w: fg.TCFG(fg.CFG(w)), in_prediction(tangential)),
     "mambo": (lambda w: fg.MAMBO(fg.CFG(w)), in_prediction(damped)),
+    "norm": (lambda w: fg.CFGNorm(fg.CFG(w)), in_prediction(normed(1))),
+    "norm of rows": (
+        lambda w: fg.CFGNorm(fg.CFG(w), -1, grows=True),
+        in_prediction(normed(3, most=1e9)),
+    ),
+    "norm of all": (
+        lambda w: fg.CFGNorm(fg.CFG(w), None, 0.9),
+        in_prediction(normed((1, 2, 3), 0.9)),
+    ),
     "adaptive": (lambda w: fg.Adaptive(fg.CFG(w), 0.9), adaptive),
     "fdg": (lambda w: fg.FDG(2.0, w), in_prediction(decoupled)),
     "fdg, 2 levels": (
@@ -392,3 +410,40 @@ def test_the_high_pass(shape, levels):
 def test_errors_name_the_argument(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_norms():
+    """What is beside a CFG-Norm is not held, what is done within it is; and what has no meaning is
+    an error.
+    """
+    torch.manual_seed(4)
+    model, cond = model_of(dit()), torch.arange(2)
+    level, x = fg.Level(0.6, 0.4, 0.6), torch.randn(2, *model.shape)
+
+    def guided(guidance):
+        _, found = evaluated(model, guidance, level, x, cond)
+        a, b = model.prediction.denoised(level)
+        flow = fg.Levels(fg.Flow(), (level, fg.Level(0.0, 1.0, 0.0)))
+        row = make_plan(model.prediction, flow, ddim).table[1]
+        return (combined(found, x, row) - a * x) / b
+
+    c = guided(None)
+    cfg = guided(fg.CFG(4.0))
+    ratio = (c.norm(dim=1, keepdim=True) / cfg.norm(dim=1, keepdim=True)).clamp(max=1.0)
+    got = guided(fg.CFGNorm(fg.CFG(4.0)) + fg.CFG(3.0))
+    want = ratio * cfg + 2.0 / 3.0 * (cfg - c)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    apg = guided(fg.APG(fg.CFG(4.0), eta=0.2))
+    ratio = (c.norm(dim=1, keepdim=True) / apg.norm(dim=1, keepdim=True)).clamp(max=1.0)
+    got = guided(fg.CFGNorm(fg.APG(fg.CFG(4.0), eta=0.2)))
+    torch.testing.assert_close(got, ratio * apg, rtol=1e-5, atol=1e-5)
+    for bad, match in (
+        (lambda: fg.CFGNorm(fg.CFG(4.0)).rescale(0.7), "rescale has a norm"),
+        (lambda: fg.APG(fg.CFGNorm(fg.CFG(4.0))), "norm .* within"),
+        (lambda: fg.CFGNorm(fg.CFG(4.0), axes=True), "axes"),
+        (lambda: guided(fg.CFGNorm(fg.CFG(4.0), axes=3)), "axes has 3"),
+        (lambda: guided(fg.CFGNorm(fg.CFG(4.0)) + fg.CFGNorm(fg.CFG(2.0))), "2 CFGNorms"),
+        (lambda: guided(fg.CFGNorm(fg.CFG(4.0)) + fg.APG(fg.CFG(2.0))), "beside a CFGNorm"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            bad()

@@ -20,9 +20,8 @@ def evaluated(model, guidance, level, x, cond, negative=None):
     pattern = plan.rows[1].pattern
     passes = {pattern: make_passes(pattern, {None: model.net})}
     null = None if model.null is None else torch.full_like(cond, model.null)
-    conditions = Conditions(
-        {None: {"cond": cond, "negative": null if negative is None else negative}}, target=cond
-    )
+    beside = {"negative": null if negative is None else negative, "null": null}
+    conditions = Conditions({None: {"cond": cond, **beside}}, target=cond)
     known = (conditions, torch.arange(len(x)), torch.float32, model.outputs)
     evaluate = Evaluate(Predict(plan, passes, *known))
     inputs = (model.prediction.input_scale(level) * x).repeat(

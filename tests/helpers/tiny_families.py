@@ -10,11 +10,12 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from tiny_diffusers import filled, rand
 from torch import nn
 
 TEXT = 5  # tokens
-POOLED = {"sd3", "hunyuan video"}
+POOLED = {"sd3", "hunyuan video", "stable audio"}
 
 
 def image_first(hidden, text):
@@ -151,6 +152,19 @@ def cogvideo(net, x, t, cond):
 def mochi(net, x, t, cond):
     mask = torch.ones(cond["text"].shape[:2], dtype=torch.bool)
     return net(x, cond["text"], t * 1000, mask, return_dict=False)[0]
+
+
+def krea2(net, x, t, cond):
+    text, (h, w) = cond["text"].unflatten(2, (2, -1)), (x.shape[2] // 2, x.shape[3] // 2)
+    places = torch.cat([torch.zeros(text.shape[1], 3), ids(h, w, 3)])
+    mask = torch.ones(text.shape[:2], dtype=torch.bool)
+    return unpacked(net(packed(x), text, t, places, mask, return_dict=False)[0], x)
+
+
+def stable_audio(net, x, t, cond):
+    places = get_1d_rotary_pos_embed(8, x.shape[2] + 1, repeat_interleave_real=False, use_real=True)
+    whole = cond["pooled"].unsqueeze(1)
+    return net(x, t, cond["text"], whole, rotary_embedding=places, return_dict=False)[0]
 
 
 IMAGE, VIDEO = (4, 8, 12), (4, 3, 4, 8)
@@ -426,6 +440,55 @@ FAMILIES: dict[str, Family] = {
         (3, 2, 4),
         _BLOCKS,
         image_first,
+    ),
+    "krea2": Family(
+        "Krea2Transformer2DModel",
+        {
+            "in_channels": 16,
+            "num_layers": 4,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "intermediate_size": 48,
+            "timestep_embed_dim": 16,
+            "text_hidden_dim": 16,
+            "num_text_layers": 2,
+            "text_num_attention_heads": 2,
+            "text_num_key_value_heads": 2,
+            "text_intermediate_size": 32,
+            "num_layerwise_text_blocks": 1,
+            "num_refiner_text_blocks": 1,
+            "axes_dims_rope": (4, 6, 6),
+        },
+        32,
+        krea2,
+        "last",
+        IMAGE,
+        (4, 6),
+        _BLOCKS,
+        alone,
+    ),
+    "stable audio": Family(
+        "StableAudioDiTModel",
+        {
+            **_HEADS,
+            "sample_size": 16,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 4,
+            "num_key_value_attention_heads": 2,
+            "cross_attention_dim": 16,
+            "time_proj_dim": 16,
+            "global_states_input_dim": 16,
+            "cross_attention_input_dim": 16,
+        },
+        16,
+        stable_audio,
+        "last",
+        (4, 16),
+        (16,),
+        _BLOCKS,
+        alone,
     ),
 }
 SHAPE_OF = {name: family.shape for name, family in FAMILIES.items()}

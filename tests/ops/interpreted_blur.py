@@ -49,7 +49,8 @@ def launch(x, sigma, grid, kernel_size=None):
     buffer = torch.full((like.numel() + 2048,), SENTINEL, dtype=x.dtype)
     out = buffer[1024:-1024].as_strided(like.shape, like.stride(), 1024)
     sigmas, value = (sigma, 0.0) if isinstance(sigma, torch.Tensor) else (None, sigma)
-    blur(out, x, sigmas, value, *grid, kernel_size or 0)
+    down, across = value if isinstance(value, tuple) else (value, value)
+    blur(out, x, sigmas, down, across, *grid, kernel_size or 0)
     assert (buffer[:1024] == SENTINEL).all()
     assert (buffer[-1024:] == SENTINEL).all()
     return out.clone()
@@ -99,6 +100,12 @@ def interpreted_a_sigma_that_is_none_is_nan():
     got = launch(x, torch.tensor([1.0, -1.0, math.nan]), (6, 18))
     assert got[0].isfinite().all()
     assert got[1:].isnan().all()
+
+
+@pytest.mark.parametrize("sigma", [(1.3, 0.0), (0.0, math.inf), (math.inf, 0.7)])
+def interpreted_a_sigma_for_each_axis(sigma):
+    x = make((6, 18), 5, rows=1)
+    close(launch(x, sigma, (6, 18)), reference.blur(x.double(), sigma, (6, 18)))
 
 
 def interpreted_offsets_of_64_bits(monkeypatch):

@@ -156,6 +156,43 @@ def test_axes_are_not_confused():
     assert got[0, 9] > got[0, 8] > got[0, 4] > got[0, 0] == 0
 
 
+AXES = [
+    ((5, 6, 7), (1.3, 0.7, 2.0)),
+    ((5, 6, 7), (math.inf, 0.0, 1.0)),
+    ((3, 8, 9), (0.0, math.inf, 0.6)),
+    ((4, 3, 5), (2.0, 0.0, 0.0)),
+    ((4, 3, 5), 1.0),
+    ((4, 3, 5), math.inf),
+    ((6, 7), (math.inf, 1.0)),
+    ((6, 7), (0.0, 3.0)),
+    ((37,), 2.0),
+    ((37,), (math.inf,)),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("grid", "sigma"), AXES, ids=str)
+def test_a_sigma_for_each_axis(grid, sigma, kind):
+    """Of images, videos and audio."""
+    x = make((math.prod(grid), 1), 5, kind=kind, rows=3)
+    got = ops.blur(x, sigma, grid)
+    close(got, reference.blur(x.double(), sigma, grid))
+    assert got.stride() == ops.blur(x, 1.0, (x.shape[1], 1)).stride()
+    assert got.data_ptr() != x.data_ptr()
+
+
+def test_a_video_is_a_dense_convolution():
+    """The 3-D kernel at once, by torch."""
+    video, sigmas = torch.randn(2, 3, 6, 7, 8, dtype=torch.float64), (0.6, 1.0, 1.5)
+    frames, down, across = (taps(s, n) for s, n in zip(sigmas, video.shape[2:], strict=True))
+    halves = [one.numel() // 2 for one in (across, down, frames) for _ in (0, 1)]
+    padded = F.pad(video, halves, mode="reflect")
+    weight = torch.einsum("i,j,k->ijk", frames, down, across).expand(3, 1, -1, -1, -1)
+    want = F.conv3d(padded, weight, groups=3).flatten(2).transpose(1, 2)
+    x = video.float().flatten(2).transpose(1, 2)
+    close(ops.blur(x, sigmas, (6, 7, 8)), want)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_layout_of_the_output(kind):
     x = make((6, 8), 5, kind=kind)
@@ -173,7 +210,11 @@ BAD = [
     ({"x": torch.zeros(2, 6, 4, dtype=torch.float64)}, "x is torch.float64 of shape"),
     ({"grid": (2, 4)}, r"grid is \(2, 4\), but it should be \(height, width\) of the 6 tokens"),
     ({"grid": (-2, -3)}, "grid is"),
-    ({"grid": (6,)}, "grid is"),
+    ({"grid": (5,)}, "grid is"),
+    ({"grid": (1, 1, 2, 3)}, "grid is"),
+    ({"grid": (1, 2, 3), "sigma": torch.ones(2)}, "for 3 axes"),
+    ({"sigma": (1.0, 2.0, 3.0)}, "each of the 2 axes"),
+    ({"sigma": (1.0, -2.0)}, "each of the 2 axes"),
     ({"sigma": -1.0}, "sigma is -1.0, but"),
     ({"sigma": math.nan}, "sigma is nan, but"),
     ({"sigma": torch.ones(3)}, r"sigma is torch.float32 of shape \(3,\)"),
@@ -196,8 +237,8 @@ def test_errors_name_the_argument(spoilt, message):
 def test_opcheck(kind):
     x = make((6, 8), 5, kind=kind)
     op = torch.ops.fastguide.blur.default
-    torch.library.opcheck(op, (x, None, 1.5, 6, 8, 0))
-    torch.library.opcheck(op, (x, torch.tensor([1.5, math.inf]), 0.0, 6, 8, 9))
+    torch.library.opcheck(op, (x, None, 1.5, 0.5, 6, 8, 0))
+    torch.library.opcheck(op, (x, torch.tensor([1.5, math.inf]), 0.0, 0.0, 6, 8, 9))
 
 
 @pytest.mark.parametrize("kind", ["channels", "pixels", "qkv"])

@@ -24,7 +24,8 @@ def compiled(request):
 
         def launch(x, sigma, grid):
             sigmas, value = (sigma, 0.0) if isinstance(sigma, torch.Tensor) else (None, sigma)
-            return request.param, kernels(dense_like(x), x, sigmas, value, *grid, 0)
+            both = value if isinstance(value, tuple) else (value, value)
+            return request.param, kernels(dense_like(x), x, sigmas, *both, *grid, 0)
 
         yield launch
 
@@ -62,6 +63,15 @@ def test_aligned_blur_moves_16_bytes_at_once_and_multiplies_on_tensor_cores(dtyp
 def test_a_short_axis_is_skipped(compiled):
     assert len(compiled(make((1, 64), 16), 3.0, (1, 64))[1]) == 1
     assert len(compiled(make((64, 1), 16), 3.0, (64, 1))[1]) == 1
+
+
+def test_an_axis_that_stays_is_skipped(compiled, tmp_path):
+    """What a video's frames and planes are blurred by, one after the other."""
+    x = make((5, 64), 16)
+    for sigma in ((2.0, 0.0), (0.0, 2.0), (float("inf"), 0.0)):
+        _, kernels = compiled(x, sigma, (5, 64))
+        assert len(kernels) == 1
+        check_resources(kernels[0], 255, tmp_path)
 
 
 def test_blur_with_offsets_of_64_bits(compiled, tmp_path, monkeypatch):

@@ -6,10 +6,13 @@ Nothing here imports diffusers before it is given something of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastguide.guidance.base import Guidance
 from fastguide.model import Model
+
+if TYPE_CHECKING:
+    from fastguide.adapters.diffusers.about import PipelineFamily
 
 
 def guide(
@@ -17,6 +20,7 @@ def guide(
     guidance: Guidance | None = None,
     compile: bool | Mapping[str, Any] = False,
     check: bool = True,
+    habits: bool = True,
 ) -> Any:
     """A pipeline that is called and managed as `pipe` is, under `guidance`, by our kernels.
 
@@ -27,22 +31,53 @@ def guide(
 
     Args:
         pipe: a pipeline of diffusers: Stable Diffusion 1, 2, XL and 3, Flux, PixArt, Sana, DiT,
-            DDPM or DDIM; also img2img, inpainting and ControlNet of the first three.
+            DDPM or DDIM; also img2img, inpainting and ControlNet of the first three; and
+            Qwen-Image, Z-Image, Lumina2, Wan, HunyuanVideo and others that run by their modules.
         guidance: a guidance or a sum of them. A layer is named as its module:
             "mid_block.attentions.0.transformer_blocks.0.attn1", "transformer_blocks.7"; or "mid".
         compile: compile each pattern of branches as one graph; or options of `torch.compile`.
         check: raise `fastguide.NonFiniteError` where samples are not finite, with the step at
             which they first were not; one look at the end of a call.
+        habits: keep what the pipeline does beside its scale: Qwen-Image's and Lumina2's norm,
+            Z-Image's cap, and where guidance is cut (`fastguide.family` says which).
 
     Raises:
         ValueError, TypeError: a pipeline, scheduler, flag or layer that we do not have.
     """
     from fastguide.adapters.diffusers import pipelines
 
-    return pipelines.guide(pipe, guidance, compile, check)
+    return pipelines.guide(pipe, guidance, compile, check, habits)
 
 
 accelerate = guide
+
+
+def family(pipe: Any) -> PipelineFamily:
+    """What is known of a pipeline's family: what its guidance scale means and is by default, what
+    it does beside that, its layers by name, and perturbations as their sources have them.
+
+    Raises:
+        ValueError: a pipeline that we do not have.
+    """
+    from fastguide.adapters.diffusers import about
+
+    return about.family(pipe)
+
+
+def from_guider(guider: Any) -> Guidance:
+    """What one of diffusers' guiders says, as a guidance: ClassifierFreeGuidance,
+    AdaptiveProjectedGuidance, ClassifierFreeZeroStarGuidance, TangentialClassifierFreeGuidance,
+    MagnitudeAwareGuidance, SkipLayerGuidance, PerturbedAttentionGuidance, SmoothedEnergyGuidance.
+
+    A perturbation's scale is a weight beside the positive prediction whether CFG is on or not;
+    `start` belongs to its steps; APG is that of the denoised image.
+
+    Raises:
+        ValueError: another guider, or a setting that we do not have.
+    """
+    from fastguide.adapters.diffusers import guiders
+
+    return guiders.from_guider(guider)
 
 
 def from_diffusers(net: Any, scheduler: Any, shape: Sequence[int] | None = None) -> Model:

@@ -8,7 +8,6 @@ they are plain.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -93,11 +92,11 @@ def _softmax(
     how = segment.how
     if isinstance(how, Identity):
         return attn.to_v(rows)
-    if isinstance(how, BlurredQueries) and math.isinf(how.sigma) and _plain(attn):
+    if isinstance(how, BlurredQueries) and how.flat and _plain(attn):
         return _one_query(attn, rows)
     heads = projected(attn, rows)
     if isinstance(how, BlurredQueries):
-        heads = heads._replace(q=blurred(heads.q, how.sigma, grid))
+        heads = heads._replace(q=blurred(heads.q, how, grid))
     for block, key in routing.observe.get(name, ()):
         if how is None and segment.start <= block < segment.stop:
             some = slice((block - segment.start) * unit, (block - segment.start + 1) * unit)
@@ -113,11 +112,11 @@ def attend(attn: Any, heads: Heads, mask: Tensor | None = None) -> Tensor:
     return by_token(z)
 
 
-def blurred(q: Tensor, sigma: float, grid: Grid) -> Tensor:
+def blurred(q: Tensor, how: BlurredQueries, grid: Grid) -> Tensor:
     """Queries `[rows, heads, N, d]` blurred on their grid; `[rows, heads, 1, d]` at infinity."""
-    if math.isinf(sigma):
+    if how.flat:
         return q.mean(2, keepdim=True)
-    blur = ops.blur(by_token(q), sigma, grid)
+    blur = ops.blur(by_token(q), how.sigma, grid)
     return blur.unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
 
 
@@ -185,7 +184,7 @@ def attend_jointly(
             return alone, None
         return alone, by_token(F.scaled_dot_product_attention(text.q, keys, values))
     if isinstance(how, BlurredQueries):
-        q = blurred(q, how.sigma, grid)
+        q = blurred(q, how, grid)
     joined = torch.cat([q, text.q], 2) if with_text else q
     z = by_token(F.scaled_dot_product_attention(joined, keys, values))
     if not with_text:

@@ -25,8 +25,13 @@ class Blocks:
             the middle that a network does not have are left out.
         times: what pipelines multiply the scheduler's timesteps with, or the name that this has in
             the network's config.
-        backwards: whether pipelines give 1 - t for a flow's time t in [0, 1], and negate what the
-            network returns.
+        backwards: whether pipelines give 1 - t for a flow's time t in [0, 1].
+        negated: whether they negate what the network returns.
+        packed: whether latents are tokens `[B, N, C]`.
+        extra: whether the network's input may have more channels than latents have.
+        lists: whether latents, what the network returns and the arguments of these names are lists
+            of a tensor for each sample, images with an axis of one frame.
+        axes: the axis of the batch, of arguments where it is not the first.
     """
 
     layers: tuple[str, ...] | str
@@ -36,6 +41,11 @@ class Blocks:
     middle: tuple[str, ...] = ()
     times: float | str = 1.0
     backwards: bool = False
+    negated: bool = False
+    packed: bool = False
+    extra: bool = False
+    lists: tuple[str, ...] = ()
+    axes: tuple[tuple[str, int], ...] = ()
 
 
 _JOINT = ("transformer_blocks",)
@@ -50,6 +60,7 @@ BLOCKS: dict[str, Blocks] = {
         ("attn1",),
         tuple(f"{half}.resnets.*" for half in _HALVES),
         ("mid_block.attentions.*.transformer_blocks.*.attn1",),
+        extra=True,
     ),
     "UNet2DModel": Blocks(
         tuple(f"{half}.attentions.*" for half in _HALVES),
@@ -58,26 +69,47 @@ BLOCKS: dict[str, Blocks] = {
         tuple(f"{half}.resnets.*" for half in _HALVES),
         ("mid_block.attentions.*",),
     ),
+    "AllegroTransformer3DModel": Blocks(_JOINT, "adaln_single.emb"),
     "AuraFlowTransformer2DModel": Blocks(
         ("joint_transformer_blocks", "single_transformer_blocks"), "time_step_proj", times=1e-3
     ),
-    "ChromaTransformer2DModel": Blocks(_DOUBLE, times=1e-3),
+    "ChromaTransformer2DModel": Blocks(_DOUBLE, times=1e-3, packed=True),
     "CogVideoXTransformer3DModel": Blocks(_JOINT, "time_embedding"),
     "CogView4Transformer2DModel": Blocks(_JOINT, "time_condition_embed"),
     "DiTTransformer2DModel": Blocks(_JOINT),
-    "Flux2Transformer2DModel": Blocks(_DOUBLE, "time_guidance_embed", times=1e-3),
-    "FluxTransformer2DModel": Blocks(_DOUBLE, "time_text_embed", times=1e-3),
+    "Flux2Transformer2DModel": Blocks(_DOUBLE, "time_guidance_embed", times=1e-3, packed=True),
+    "FluxTransformer2DModel": Blocks(_DOUBLE, "time_text_embed", times=1e-3, packed=True),
+    "HiDreamImageTransformer2DModel": Blocks(
+        ("double_stream_blocks", "single_stream_blocks"),
+        "t_embedder",
+        negated=True,
+        axes=(("encoder_hidden_states_llama3", 1),),
+    ),
+    "HunyuanVideo15Transformer3DModel": Blocks(_JOINT, "time_embed", extra=True),
     "HunyuanVideoTransformer3DModel": Blocks(_DOUBLE, "time_text_embed"),
-    "LTXVideoTransformer3DModel": Blocks(_JOINT, "time_embed.emb"),
-    "Lumina2Transformer2DModel": Blocks(_LUMINA, "time_caption_embed", backwards=True),
+    "Krea2Transformer2DModel": Blocks(_JOINT, "time_embed", times=1e-3, packed=True),
+    "LTXVideoTransformer3DModel": Blocks(_JOINT, "time_embed.emb", packed=True),
+    "Lumina2Transformer2DModel": Blocks(
+        _LUMINA, "time_caption_embed", backwards=True, negated=True
+    ),
     "MochiTransformer3DModel": Blocks(_JOINT, "time_embed"),
     "PixArtTransformer2DModel": Blocks(_JOINT, "adaln_single.emb"),
-    "QwenImageTransformer2DModel": Blocks(_JOINT, "time_text_embed", times=1e-3),
+    "QwenImageTransformer2DModel": Blocks(_JOINT, "time_text_embed", times=1e-3, packed=True),
     "SD3Transformer2DModel": Blocks(_JOINT, "time_text_embed"),
     "SanaTransformer2DModel": Blocks(_JOINT, times="timestep_scale"),
-    "WanTransformer3DModel": Blocks(("blocks",), "condition_embedder"),
-    "ZImageTransformer2DModel": Blocks(_LUMINA, "t_embedder", backwards=True),
+    "SanaVideoTransformer3DModel": Blocks(_JOINT),
+    "StableAudioDiTModel": Blocks(_JOINT, "time_proj"),
+    "WanTransformer3DModel": Blocks(("blocks",), "condition_embedder", extra=True),
+    "WanVACETransformer3DModel": Blocks(("blocks",), "condition_embedder"),
+    "ZImageTransformer2DModel": Blocks(
+        _LUMINA, "t_embedder", backwards=True, negated=True, lists=("cap_feats",)
+    ),
 }
+
+
+def blocks_of(net: Any) -> Blocks:
+    """The table's entry, or one that says nothing."""
+    return BLOCKS.get(class_name(net), Blocks("auto"))
 
 
 def modules_of(net: nn.Module, inner: Any, prefix: str, **settings: Any) -> Modules:

@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from fastguide.adapters.diffusers.blocks import BLOCKS, Blocks, modules_of
-from fastguide.adapters.diffusers.network import Adapted, class_name
+from fastguide.adapters.diffusers.blocks import blocks_of, modules_of
+from fastguide.adapters.diffusers.network import Adapted
 from fastguide.adapters.diffusers.whole import Whole
 from fastguide.staging.contract import Stage, is_compiled
 from fastguide.staging.grid import grid_of
 
 
 class ByBlocks(Whole):
-    """A `Whole` whose layers guidance can reach; `backwards` as in `Blocks`."""
+    """A `Whole` whose layers guidance can reach."""
 
     def __init__(
         self,
@@ -25,7 +25,6 @@ class ByBlocks(Whole):
         **settings: Any,
     ) -> None:
         super().__init__(net, time_scale, why_not_staged, layout)
-        self.backwards = blocks_of(net).backwards
         self.modules_of_net = modules_of(self, net, "net", grid=self.grid, **settings)
 
     def of_run(self) -> ByBlocks:
@@ -42,15 +41,9 @@ class ByBlocks(Whole):
     def middle(self) -> tuple[str, ...]:
         return self.modules_of_net.middle
 
-    def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        """The prediction."""
-        if not self.backwards:
-            return super().forward(x, t, cond)
-        return -super().forward(x, 1.0 - t, cond)
-
     def grid(self, tokens: int, sample: tuple[int, ...]) -> tuple[int, ...]:
         """How an image's tokens lie; of packed latents `(N, C)` by what the pipeline says of them
-        (`img_shapes`, `img_ids`, or frames, height and width).
+        (`img_shapes`, `img_ids`, `position_ids`, or frames, height and width).
         """
         if len(sample) != 2:
             return grid_of(tokens, sample)
@@ -61,8 +54,11 @@ class ByBlocks(Whole):
         elif told.get("height") is not None and told.get("width") is not None:
             frames, height, width = told.get("num_frames") or 1, told["height"], told["width"]
         elif isinstance(told.get("img_ids"), Tensor):
-            ids = told["img_ids"].reshape(-1, told["img_ids"].shape[-1])
+            ids = told["img_ids"].reshape(-1, told["img_ids"].shape[-1])[:tokens]
             frames, (height, width) = 1, (int(side) + 1 for side in ids[-1][1:3].tolist())
+        elif isinstance(told.get("position_ids"), Tensor) and told["position_ids"].ndim == 2:
+            last = told["position_ids"][-1]  # of text and image, the image's last
+            frames, (height, width) = 1, (int(side) + 1 for side in last[1:3].tolist())
         else:
             frames, height, width = 0, 0, 0
         if frames * height * width != tokens:
@@ -71,11 +67,6 @@ class ByBlocks(Whole):
                 "is not known; sigma=inf needs no grid"
             )
         return (height, width) if frames == 1 else (frames, height, width)
-
-
-def blocks_of(net: Any) -> Blocks:
-    """The table's entry, or one that says nothing."""
-    return BLOCKS.get(class_name(net), Blocks("auto"))
 
 
 def whole(net: Any, time_scale: float, why_not_staged: str, layout: Adapted | None = None) -> Whole:

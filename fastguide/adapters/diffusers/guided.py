@@ -15,7 +15,7 @@ from typing import Any
 
 from fastguide.adapters.diffusers.cache import Cache
 from fastguide.adapters.diffusers.draws import draws_of
-from fastguide.adapters.diffusers.families import Family
+from fastguide.adapters.diffusers.families import NONE, Family, Habits
 from fastguide.adapters.diffusers.relay import is_patched
 from fastguide.adapters.diffusers.run import Run, Settings
 from fastguide.adapters.diffusers.scales import Scale, cfg_terms, guided, is_on
@@ -35,6 +35,7 @@ class Parts:
         options: of `torch.compile`, or None.
         check: whether samples that are not finite are an error.
         cache: what its runs share.
+        habits: whether the pipeline's own habits beside its scale are kept.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Parts:
         options: Mapping[str, Any] | None,
         check: bool,
         cache: Cache | None = None,
+        habits: bool = True,
     ) -> None:
         self.family, self.guidance, self.options, self.check = family, guidance, options, check
+        self.habits = habits
         self.cache = Cache(options) if cache is None else cache
         self.live: list[Any] = []  # the copies whose runs go on
         self.run: Run | None = None  # of a copy
@@ -53,16 +56,23 @@ class Parts:
         self._guidances: dict[Any, Guidance | None] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Parts, (self.family, self.guidance, self.options, self.check)
+        return Parts, (
+            *(self.family, self.guidance, self.options, self.check),
+            *(None, self.habits),
+        )
 
-    def guidance_of(self, scale: Scale | None, rescale: float) -> Guidance | None:
+    def guidance_of(
+        self, scale: Scale | None, rescale: float, habits: Habits = NONE
+    ) -> Guidance | None:
         """That of a call; the same object for the same call."""
-        key = (scale, rescale)
+        habits = habits if self.habits else NONE
+        key = (scale, rescale, habits)
         if key not in self._guidances:
             for old in list(self._guidances)[: -KEPT_GUIDANCES + 1]:
                 self._guidances.pop(old, None)
             name = self.family.scale or "guidance_scale"
-            self._guidances[key] = guided(self.guidance, name, scale, rescale)
+            found = guided(self.guidance, name, scale, rescale, self.family.lacks)
+            self._guidances[key] = habits.kept(self.family, found)
         return self._guidances[key]
 
 
@@ -96,17 +106,23 @@ class Guided:
         """
         parts, family = self._fastguide, self._fastguide.family
         inner = original(getattr(self, family.net))
-        distilled = is_distilled(inner, family)
+        distilled = is_distilled(inner, family, self)
         scale, rescale = _asked(given, family, parts.guidance, distilled)
+        habits = habits_of(given, family)
+        second, of_second = self._second(given, scale)
+        if inner is None:  # all levels are the second network's
+            inner = second
         view = object.__new__(type(self))
         settings = Settings(
             family,
-            parts.guidance_of(scale, rescale),
+            parts.guidance_of(scale, rescale, habits),
             draws_of(given.arguments),
             any(given.arguments.get(name) is not None for name in CALLBACKS),
             (lambda: view.__dict__.get("_guidance_scale"))
             if family.scale == "guidance_scale" and not distilled
             else lambda: None,
+            second,
+            None if second is None else parts.guidance_of(of_second, rescale, habits),
             rows_of(family, given),
         )
         scheduler = scheduler_of_run(original(self.scheduler))  # type: ignore[attr-defined]
@@ -114,21 +130,41 @@ class Guided:
         check_negative(run, self.fastguide_class.__name__, distilled)
         _set_scale(given, scale, run, distilled)
         view.__dict__.update(self.__dict__)
-        view.__dict__[family.net] = network_of(inner, run)
+        if original(self.__dict__.get(family.net)) is not None:
+            view.__dict__[family.net] = network_of(inner, run)
+        if family.second is not None and second is not None:
+            view.__dict__[family.second[0]] = network_of(second, run)
         view.__dict__["scheduler"] = scheduler_of(scheduler, run)
-        mine = Parts(family, parts.guidance, parts.options, parts.check, parts.cache)
+        known = (family, parts.guidance, parts.options, parts.check, parts.cache, parts.habits)
+        mine = Parts(*known)
         mine.run, mine.owner = run, self
         view.__dict__[PARTS] = mine
         return run, view
 
+    def _second(
+        self, given: inspect.BoundArguments, scale: Scale | None
+    ) -> tuple[Any, Scale | None]:
+        """The network of the levels below the pipeline's boundary, and its scale, which is the
+        call's where it has no other.
+        """
+        family = self._fastguide.family
+        if family.second is None:
+            return None, None
+        net, own = (
+            original(getattr(self, family.second[0], None)),
+            given.arguments.get(family.second[1]),
+        )
+        return net, scale if own is None else family.ours(float(own))
+
     def _read_back(self, view: Any, known: dict[str, Any]) -> None:
         """What the call has left, which is what a call of the original leaves on it."""
-        ours = (self._fastguide.family.net, "scheduler", PARTS)
+        family = self._fastguide.family
+        ours = (family.net, "scheduler", PARTS, *(family.second or ())[:1])
         for name, value in view.__dict__.items():
             if name not in ours and value is not known.get(name, known):
                 self.__dict__[name] = value
-        net = original(view.__dict__[ours[0]])
-        if net is not original(known[ours[0]]):
+        net = original(view.__dict__.get(ours[0]))
+        if net is not original(known.get(ours[0])):
             self.__dict__[ours[0]] = net
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -169,7 +205,7 @@ class Guided:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         parts = self._fastguide
-        fresh = Parts(parts.family, parts.guidance, parts.options, parts.check)
+        fresh = Parts(parts.family, parts.guidance, parts.options, parts.check, habits=parts.habits)
         state = {name: original(value) for name, value in self.__dict__.items()}
         return _empty, (self.fastguide_class,), {**state, PARTS: fresh}
 
@@ -211,8 +247,12 @@ def _signature(kind: type) -> inspect.Signature:
     return inspect.signature(kind.__call__)
 
 
-def is_distilled(net: Any, family: Family) -> bool:
-    """Whether the network is told `guidance_scale`, so that its pipeline runs no negative rows."""
+def is_distilled(net: Any, family: Family, pipe: Any) -> bool:
+    """Whether the network is told `guidance_scale`, or needs none, so that its pipeline runs no
+    negative rows.
+    """
+    if family.distilled is not None and pipe.config.get(family.distilled):
+        return True
     told = getattr(net.config, "time_cond_proj_dim", None) is not None
     return told and family.scale == "guidance_scale"
 
@@ -239,6 +279,10 @@ def check_negative(run: Run, kind: str, distilled: bool) -> None:
         )
     if run.needs_negative and run.settings.family.scale is None:
         raise ValueError(f"guidance needs a negative condition, but a {kind} has none")
+    if "null" in run.names:
+        raise ValueError(
+            "guidance needs a null condition beside the negative one, which pipelines do not make"
+        )
     if run.needs_negative and distilled:
         raise ValueError(
             "guidance needs a negative condition, but the network has its guidance built in "
@@ -264,12 +308,12 @@ def _asked(
         default = parameters[family.scale].default if base is None else None
         scale = arguments.get(family.scale, default)
     if isinstance(scale, (list, tuple)):
-        scale = tuple(float(one) for one in scale)
+        scale = tuple(family.ours(float(one)) for one in scale)
         if not scale:
             raise ValueError(f"{family.scale} is empty, but it should hold a scale for each step")
     elif scale is not None:
-        scale = float(scale)
-    if scale is not None and family.separate and not is_told_negative(arguments):
+        scale = family.ours(float(scale))
+    if scale is not None and family.asks and not is_told_negative(arguments):
         scale = None if base is None else scale  # as in the original, which then has no CFG
     rescale = arguments.get("guidance_rescale")
     return scale, float(rescale or 0.0)
@@ -278,6 +322,20 @@ def _asked(
 def is_told_negative(arguments: Mapping[str, Any]) -> bool:
     """Whether the call has a negative prompt."""
     return any(arguments.get(f"negative_prompt{one}") is not None for one in ("", "_embeds"))
+
+
+def habits_of(given: inspect.BoundArguments, family: Family) -> Habits:
+    """What the call asks of the pipeline's habits."""
+
+    def value(name: str) -> Any:
+        default = given.signature.parameters[name].default
+        return given.arguments.get(name, default)
+
+    norm = True
+    if family.norm is not None and family.norm.asks is not None:
+        norm = value(family.norm.asks)
+    cut = None if family.cut is None else value(family.cut[0])
+    return Habits(norm, 1.0 if cut is None else float(cut))
 
 
 def _set_scale(
@@ -291,8 +349,10 @@ def _set_scale(
     value = 1.0 if told is None or is_on(told) else told
     if run.needs_negative:
         value = told if told is not None and is_on(told) else NEGATIVE
-    arguments[family.scale] = value
-    if family.separate and run.needs_negative and not is_told_negative(arguments):
+    arguments[family.scale] = (
+        tuple(map(family.theirs, value)) if isinstance(value, tuple) else family.theirs(value)
+    )
+    if family.asks and run.needs_negative and not is_told_negative(arguments):
         if arguments.get("prompt") is None:
             raise ValueError(
                 "negative_prompt_embeds is None, but guidance needs a negative condition"

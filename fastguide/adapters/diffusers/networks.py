@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from fastguide.adapters.diffusers import pixart, unet, unet_condition
+from fastguide.adapters.diffusers.blocks import blocks_of
 from fastguide.adapters.diffusers.by_blocks import time_scale_of, whole
 from fastguide.adapters.diffusers.dit import DiT
 from fastguide.adapters.diffusers.flux import Flux
@@ -89,9 +90,10 @@ def as_it_is(adapted: Adapted | Whole) -> Adapted | Whole:
 
 def _check_channels(net: Any, name: str) -> None:
     takes, returns = net.config.in_channels, getattr(net.config, "out_channels", None)
-    if returns is None or takes <= returns or name == "UNet2DConditionModel":
+    told = blocks_of(net)
+    if returns is None or takes <= returns or told.packed or told.extra:
         return
     raise ValueError(
         f"the {name} takes {takes} channels and returns {returns}; that its input holds more than "
-        "latents (masks, images) fastguide understands only of a UNet2DConditionModel"
+        "latents (masks, images) fastguide understands of a UNet2DConditionModel and of Wan alone"
     )

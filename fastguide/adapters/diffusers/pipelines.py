@@ -23,6 +23,7 @@ def guide(
     guidance: Guidance | None = None,
     compile: bool | Mapping[str, Any] = False,
     check: bool = True,
+    habits: bool = True,
 ) -> Any:
     """See `fastguide.adapters.diffusers.guide`."""
     if isinstance(pipe, Guided):
@@ -31,10 +32,12 @@ def guide(
     if guidance is not None and not isinstance(guidance, Guidance):
         raise TypeError(f"guidance is {guidance!r}, but it should be a Guidance such as CFG(3.0)")
     options = None if compile is False else ({} if compile is True else dict(compile))
-    parts = Parts(family, guidance, options, check)
+    parts = Parts(family, guidance, options, check, habits=habits)
     inner = getattr(pipe, family.net)
+    if inner is None and family.second is not None:
+        inner = getattr(pipe, family.second[0])
     run = Run(inner, copy.deepcopy(pipe.scheduler), Settings(family, guidance), parts.cache)
-    check_negative(run, type(pipe).__name__, is_distilled(inner, family))
+    check_negative(run, type(pipe).__name__, is_distilled(inner, family, pipe))
     for layers in _layers_of(guidance):
         run.choose(layers)
     return like(pipe, parts)

@@ -289,7 +289,7 @@ def _linear(attn: Any, grid: Grid, rows: Tensor, segment: Segment, unit: int) ->
     k = F.relu(_normed(attn.norm_k, attn.to_k(rows)))
     q, k, v = (by_head(attn, y).float() for y in (q, k, attn.to_v(rows)))
     if isinstance(segment.how, BlurredQueries):
-        q = blurred(q, segment.how.sigma, grid)
+        q = blurred(q, segment.how, grid)
     mixed = q @ (k.transpose(2, 3) @ v)
     total = q @ k.sum(2).unsqueeze(-1)
     return by_token(mixed / (total + 1e-15)).to(rows.dtype)

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastguide.engine.passes import Conditions, Passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import Plan
-from fastguide.engine.predict import Predict
+from fastguide.engine.predict import Predict, Times
 from fastguide.engine.program import Program
 from fastguide.engine.rows import Context, bind, run_program
 from fastguide.guidance.base import Branch
@@ -42,7 +42,8 @@ class Compiled:
         if key not in self._functions:
             self._functions[key] = (program, torch.compile(_graph(program), **self.options))
         scale = None if context.nag is None else context.nag.scale
-        tau = None if context.nag is None else (context.nag.tau, context.nag.alpha)
+        nag = context.nag
+        tau = None if nag is None else (nag.tau, nag.alpha, nag.shared, nag.alone)
         outputs, observed = self._functions[key][1](
             x, t, conds, batch, shape, context.seeds, context.time, scale, tau
         )
@@ -63,7 +64,7 @@ def _graph(program: Program) -> Callable[..., Any]:
         seeds: Tensor | None,
         time: Tensor | None,
         scale: Tensor | None,
-        tau: tuple[float, float] | None,
+        tau: tuple[float, float, bool, bool] | None,
     ) -> tuple[list[Tensor], dict[Any, Any]]:
         nag = None if scale is None or tau is None else Normalized(scale, *tau)
         context = Context(seeds, time, nag)
@@ -90,8 +91,9 @@ class Stepwise(Predict):
         dtype: torch.dtype,
         outputs: int,
         compiled: Compiled | None,
+        times: Times | None = None,
     ) -> None:
-        super().__init__(plan, passes, conditions, seeds, dtype, outputs)
+        super().__init__(plan, passes, conditions, seeds, dtype, outputs, times)
         self.compiled = compiled
         self.given: Mapping[Branch, Tensor] | None = None  # predictions that are there already
         self.check: Callable[[], None] | None = None  # before the network runs for others

@@ -33,12 +33,14 @@ from fastguide.engine.gradient import differentiable
 from fastguide.engine.passes import Conditions, make_passes
 from fastguide.engine.pattern import no_layers
 from fastguide.engine.plan import Plan
+from fastguide.engine.program import RowMode
 from fastguide.engine.run import update
 from fastguide.guidance.base import POSITIVE, Branch, Guidance
 from fastguide.guidance.cfg import CFG
 from fastguide.model import Model
 from fastguide.sampling.conditions import named_conditions, random_condition
 from fastguide.sampling.finite import check_finite
+from fastguide.staging.conditions import narrowed, rows_of
 from fastguide.staging.contract import Staged, choose_layers
 from fastguide.staging.perturbation import Layers
 
@@ -59,6 +61,7 @@ class Settings:
         watched: whether something of the caller's runs between steps, so that conditions, latents
             and modules may be others at each.
         scale: reads the guidance scale that is set on the pipeline, or None.
+        second, second_guidance: the network of the levels below the pipeline's boundary.
         rows: how many the pipeline runs for each sample, where it combines them itself.
     """
 
@@ -67,6 +70,8 @@ class Settings:
     draws: Draws = PLAIN
     watched: bool = False
     scale: Callable[[], Any] = lambda: None
+    second: Any = None
+    second_guidance: Guidance | None = None
     rows: int = 1
 
 
@@ -83,7 +88,10 @@ class Run:
         self.inner, self.scheduler, self.settings = inner, scheduler, settings
         self.guidance, self.cache = settings.guidance, cache
         self.relayed, self.meaning = relay.read(scheduler, settings.family.why_relayed)
-        self._enter(cache.entry(inner, self.meaning.time_scale, settings.family.why_relayed))
+        inside = () if self.guidance is None else self.guidance.inside()
+        shared = "NAG with shared queries" if any(one.shared for one in inside) else None
+        self.why_whole = settings.family.why_relayed or settings.family.whole or shared
+        self._enter(cache.entry(inner, self.meaning.time_scale, self.why_whole))
         model = self.model
         self.names = named_conditions(model, self.guidance)
         if "target" in self.names and not isinstance(self.net.null, int):
@@ -99,6 +107,7 @@ class Run:
         """Go on with what was made from the network as it is."""
         self.entry = entry
         self.net, self._passes = entry.of_run
+        self._mode: RowMode = "batched"
         self._gather = Gather(self.net)
         if isinstance(self.net, Whole) and entry.compiled is not None:
             raise ValueError(f"compile is on, but {self.net.why_not_staged}")
@@ -117,11 +126,12 @@ class Run:
         terms = cfg_terms(self.guidance)
         if len(terms) != 1 or not isinstance(terms[0].scale, Listed):
             return None
+        theirs = self.settings.family.theirs
         scales = terms[0].scale.scales
         if self.planned is None:
-            return scales[0]
+            return theirs(scales[0])
         levels = [row.at for row in self.planned.plan.rows if row.at is not None]
-        return terms[0].scale.values(levels)[min(self.row, len(levels)) - 1]
+        return theirs(terms[0].scale.values(levels)[min(self.row, len(levels)) - 1])
 
     def reset(self) -> None:
         """To the start of the run."""
@@ -145,10 +155,17 @@ class Run:
 
     # What the pipeline's network does
 
-    def predict(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Predict all branches at the current level; what the pipeline is given is zeros."""
+    def predict(self, args: tuple[Any, ...], kwargs: dict[str, Any], net: Any = None) -> Any:
+        """Predict all branches at the current level; what the pipeline is given is zeros.
+
+        Args:
+            net: the network that the pipeline calls, which may be the second of two.
+        """
+        if net is not None and net is self.settings.second:
+            self._go_on_with(net)
         if self.planned is None:
-            self._told_time = args[1] if len(args) > 1 else kwargs.get("timestep")
+            name = getattr(self.net, "time", "timestep")
+            self._told_time = args[1] if len(args) > 1 else kwargs.get(name)
         if self._modules is not None and self._evaluate is not None:
             now = State(self.inner)
             if now != self._modules:
@@ -161,37 +178,39 @@ class Run:
                 raise
             self.switch(str(error))
             call = self._gather(args, kwargs)
-        own = self._own(args, kwargs) if isinstance(self.net, Whole) else None
         if self.settings.family.why_relayed is not None:
-            assert own is not None
-            return self._added(call, own)
+            return self._added(call, self._returned(args, kwargs, call))
+        own = self._own(args, kwargs, call) if isinstance(self.net, Whole) else None
         self._take(call, own)
         if self.relayed is not None:
             return self._answer(call)
         shape = call.x.shape
         if shape != self._zeros[0]:
             made = (shape[0], shape[1] * self.net.outputs, *shape[2:])
-            self._zeros = shape, call.x.new_zeros(()).expand(made)
+            zeros = call.x.new_zeros(()).expand(made)
+            net = self.net
+            self._zeros = shape, net.as_returned(zeros) if isinstance(net, Whole) else zeros
         return self._zeros[1]
 
-    def _answer(self, call: Call) -> Tensor:
+    def _answer(self, call: Call) -> Any:
         """The guided prediction for every row that the pipeline asks for. Where it asks for the
         positive rows first, these are written once the negative ones have been seen.
         """
         shape = (call.x.shape[0], call.x.shape[1] * self.net.outputs, *call.x.shape[2:])
         answer = call.x.new_full(shape, float("nan"))
         self._unanswered.append(answer)
-        if self._positive is not None:
-            return answer
-        guided, variance = self._state[0], self._combined.variance
-        if self.net.outputs == 2 and variance is not None:
-            guided = torch.cat([guided, variance], 1)
-        guided = self.net.pack(guided)
-        for one in self._unanswered:
-            one.copy_(guided.repeat(one.shape[0] // self.batch, *[1] * (guided.ndim - 1)))
-        self._unanswered.clear()
-        self._combined = EMPTY
-        return answer
+        if self._positive is None:
+            guided, variance = self._state[0], self._combined.variance
+            if self.net.outputs == 2 and variance is not None:
+                guided = torch.cat([guided, variance], 1)
+            guided = self.net.pack(guided)
+            if isinstance(self.net, Whole) and self.net.told.negated:
+                guided = -guided
+            for one in self._unanswered:
+                one.copy_(guided.repeat(one.shape[0] // self.batch, *[1] * (guided.ndim - 1)))
+            self._unanswered.clear()
+            self._combined = EMPTY
+        return self.net.as_returned(answer) if isinstance(self.net, Whole) else answer
 
     def _added(self, call: Call, own: Tensor) -> Tensor:
         """The network's own answer, with what guidance adds to the positive rows, the first, added
@@ -205,14 +224,43 @@ class Run:
         added = (self._state[0] - own[:rows]).to(own.dtype)
         return own + added.repeat(self.settings.rows, *[1] * (added.ndim - 1))
 
-    def _own(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The network's own answer to the pipeline's call."""
-        given = merged(kwargs, {"return_dict": False})
-        return self.net.unpack(self.inner(*args, **given)[0])
+    def _own(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call) -> Tensor | None:
+        """The network's own answer to the pipeline's call; None where its rows run beside others,
+        in passes of ours.
+        """
+        assert isinstance(self.net, Whole)
+        if self.planned is None:
+            self.start(call.x.device)
+        assert self.planned is not None
+        rows = self.planned.plan.rows
+        pattern = rows[self.row].pattern if self.row < len(rows) else None
+        if pattern is not None:
+            if not all(one.how is None for one in pattern.computed):
+                return None
+            negative = any(one.cond == "negative" for one in pattern.computed)
+            doubled = self._positive is not None or call.x.shape[0] == 2 * self.batch
+            if doubled and not negative and pattern.nag is None:
+                return None
+        return self._returned(args, kwargs, call)
+
+    def _returned(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call) -> Tensor:
+        """What the network returns for the pipeline's call."""
+        assert isinstance(self.net, Whole)
+        out = self.inner(*args, **merged(kwargs, {"return_dict": False}))[0]
+        return self.net.answer(out, call.x.shape[1])
+
+    def _go_on_with(self, net: Any) -> None:
+        """The second network, under its own guidance."""
+        if net is self.inner:
+            return
+        self.inner, self.guidance = net, self.settings.second_guidance
+        self._modules = State(net) if self.settings.watched else None
+        self.switch(None)
 
     def switch(self, why_whole: str | None) -> None:
         """Go on with the network as it is now, or as one for the reason `why_whole`."""
-        self._enter(self.cache.entry(self.inner, self.meaning.time_scale, why_whole))
+        why = why_whole or self.why_whole
+        self._enter(self.cache.entry(self.inner, self.meaning.time_scale, why))
         if self.planned is not None:
             self._plan_anew()
 
@@ -245,9 +293,8 @@ class Run:
             self._positive = call, own
         else:
             (first, answer), self._positive = self._positive, None
-            given = None
-            if answer is not None and own is not None:
-                given = {POSITIVE: answer, NEGATIVE: own}
+            found = {POSITIVE: answer, NEGATIVE: own}
+            given = {branch: one for branch, one in found.items() if one is not None}
             varying = (first.varying, call.varying)
             self._combine(first.x, rows, (first.fixed, call.fixed), varying, given)
 
@@ -315,7 +362,8 @@ class Run:
             self._scale = scale
         if scale == self._scale:
             return
-        self._scale, at, now = scale, self.row - 1, max(float(scale), 1.0)
+        ours = self.settings.family.ours(float(scale))
+        self._scale, at, now = scale, self.row - 1, max(ours, 1.0)
         terms = cfg_terms(self.guidance)
         if len(terms) > 1:
             raise ValueError(
@@ -325,7 +373,7 @@ class Run:
         if terms:
             assert self.guidance is not None
             self.guidance = with_scale(self.guidance, Changed(terms[0].scale, now, at))
-        elif scale > 1:
+        elif ours > 1:
             if not self.needs_negative:
                 raise ValueError(
                     f"a callback sets the guidance scale to {scale}, but the run has no negative "
@@ -391,7 +439,7 @@ class Run:
         nets[None] = differentiable(self.net) if graph else self.net
         for pattern in plan.patterns:
             if pattern not in self._passes:
-                self._passes[pattern] = make_passes(pattern, nets)
+                self._passes[pattern] = make_passes(pattern, nets, self._mode)
 
     def choose(self, layers: Layers) -> tuple[str, ...]:
         """The names of the network's layers that are meant."""
@@ -412,9 +460,10 @@ class Run:
         prepare = (lambda cond: cond) if "random" in self.names else self.net.prepare
         if isinstance(fixed, tuple):
             positive, negative = fixed
+            known = self._halves[1]  # of earlier steps, where the pipeline leaves it out
             self._halves = (
                 None if positive is None else prepare(positive),
-                None if negative is None else prepare(negative),
+                known if negative is None else prepare(negative),
             )
         else:
             self._halves = self._whole(None if fixed is None else prepare(fixed))
@@ -426,7 +475,7 @@ class Run:
             return cond
         if cond is None or cond == {}:
             return cond, cond
-        first, second = (tree_map(lambda leaf, h=half: leaf.chunk(2)[h], cond) for half in (0, 1))
+        first, second = (tree_map(partial(_half, half), cond) for half in (0, 1))
         return (second, first) if self.settings.family.null_first else (first, second)
 
     def _bind(self, varying: tuple[Any, Any]) -> None:
@@ -445,6 +494,11 @@ class Run:
         target = positive if "target" in self.names else None
         conditions = Conditions(fixed, drawn if "random" in self.names else None, target)
         assert self.planned is not None
+        if self._mode == "batched" and not conditions.joinable:
+            self._mode, self._passes, self._predict = "sequential", {}, None
+            self._make_passes(self.planned.plan)
+            if self._evaluate is not None:
+                self._kept = dict(self._evaluate.kept)
         if self._predict is not None and self._evaluate is not None:
             self._predict.rebind(conditions)
             return
@@ -488,6 +542,11 @@ class Run:
 
     def advance(self, sample: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """The latents after the current update."""
+        if self._positive is not None:  # and no negative, which the pipeline leaves out at times
+            (first, own), self._positive = self._positive, None
+            given = None if own is None else {POSITIVE: own}
+            varying: tuple[Any, Any] = (first.varying, {})
+            self._combine(first.x, first.x.shape[0], (first.fixed, None), varying, given)
         if self.planned is None:
             raise RuntimeError("the pipeline's scheduler took a step before its network was asked")
         plan, alphas = self.planned.plan, self.planned.alphas
@@ -550,6 +609,11 @@ def _place(timestep: Any, timesteps: list[float]) -> int:
     raise ValueError(
         f"the pipeline begins at the time {time}, which is none of its scheduler's: {timesteps}"
     )
+
+
+def _half(half: int, leaf: Any) -> Any:
+    rows = rows_of(leaf)
+    return leaf if rows is None else narrowed(leaf, half * (rows // 2), rows // 2)
 
 
 def _are(one: Any, other: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -39,6 +39,27 @@ class Listed:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A factor that is 0 after a share of the run: of its evaluations ("steps"), or of a flow's
+    time, which begins at 1 ("time").
+    """
+
+    share: float
+    of: str
+    schedule: Any = None  # that it is a factor on
+
+    def values(self, levels: Sequence[Level]) -> list[float]:
+        """One for each evaluation."""
+        n = len(levels)
+        if self.of == "steps":
+            on = [(i + 1) / n <= self.share for i in range(n)]
+        else:
+            on = [1.0 - at.t <= self.share for at in levels]
+        before = [1.0] * n if self.schedule is None else values_of(self.schedule, levels)
+        return [value * is_on for value, is_on in zip(before, on, strict=True)]
+
+
+@dataclass(frozen=True)
 class Changed:
     """Another scale from evaluation number `begin` on."""
 
@@ -71,15 +92,25 @@ def cfg_terms(guidance: Guidance | None) -> list[CFG]:
 
 def with_scale(guidance: Guidance, amount: Amount) -> Guidance:
     """The guidance with another scale in its CFG term."""
+    return _changed(guidance, lambda cfg: replace(cfg, scale=amount))
+
+
+def with_cut(guidance: Guidance, share: float, of: str) -> Guidance:
+    """The guidance with `Cut` in its CFG terms."""
+    return _changed(guidance, lambda cfg: replace(cfg, schedule=Cut(share, of, cfg.schedule)))
+
+
+def _changed(guidance: Guidance, change: Callable[[CFG], CFG]) -> Guidance:
+    """The guidance with its CFG terms changed, wherever they are."""
     if isinstance(guidance, CFG):
-        return replace(guidance, scale=amount)
+        return change(guidance)
     if isinstance(guidance, Sum):
-        return Sum(tuple(with_scale(part, amount) for part in guidance.parts))
+        return Sum(tuple(_changed(part, change) for part in guidance.parts))
     if is_dataclass(guidance):
         for field in fields(guidance):
             inner = getattr(guidance, field.name)
             if isinstance(inner, Guidance):
-                guidance = replace(guidance, **{field.name: with_scale(inner, amount)})
+                guidance = replace(guidance, **{field.name: _changed(inner, change)})
     return guidance
 
 
@@ -97,14 +128,15 @@ def is_on(scale: Scale) -> bool:
 
 
 def guided(
-    base: Guidance | None, name: str, scale: Scale | None, rescale: float
+    base: Guidance | None, name: str, scale: Scale | None, rescale: float, lacks: float = 0.0
 ) -> Guidance | None:
     """The guidance of a call.
 
     Args:
         base: what `fastguide.guide` was given.
-        name, scale: the argument of the call; None where it says nothing.
+        name, scale: the argument of the call, as ours; None where it says nothing.
         rescale: the call's `guidance_rescale`.
+        lacks: what the argument was less than ours, as in `Family`.
 
     Raises:
         ValueError: the guidance has another scale, or a rescale, already.
@@ -117,9 +149,10 @@ def guided(
             term for term in terms if isinstance(term.scale, (int, float)) and term.scale == scale
         ]
         if len(same) < len(terms):
+            told = [s - lacks for s in scale] if isinstance(scale, tuple) else scale - lacks
+            meant = f" (a CFG of {lacks} more)" if lacks else ""
             raise ValueError(
-                f"{name} is {list(scale) if isinstance(scale, tuple) else scale} in the call, but "
-                f"the guidance has its own: {base!r}"
+                f"{name} is {told} in the call{meant}, but the guidance has its own: {base!r}"
             )
         if not terms and is_on(scale):
             found = CFG(amount) if base is None else base + CFG(amount)

@@ -33,7 +33,7 @@ class Network:
         return _get(self, name) if name in _OF_STANDIN else getattr(_get(self, INNER), name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        like = _get(self, RUN).predict(args, kwargs)
+        like = _get(self, RUN).predict(args, kwargs, _get(self, INNER))
         return Output(like) if kwargs.get("return_dict", True) else (like,)
 
 

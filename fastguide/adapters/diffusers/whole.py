@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastguide.adapters.diffusers.blocks import blocks_of
 from fastguide.adapters.diffusers.network import Adapted, Call, dtype_of
+from fastguide.staging.conditions import Fixed, Ragged
+
+TIMES = ("timestep", "timesteps", "t")
+FIXED = "same for all rows"
+REFERENCE = "other images' tokens"
+PLACES = ("img_ids", "txt_ids", "position_ids", "image_rotary_emb", "rotary_embedding")  # of tokens
 
 
 class Whole(nn.Module):
@@ -28,13 +35,15 @@ class Whole(nn.Module):
         super().__init__()
         self.net = net
         self.time_scale, self.why_not_staged = time_scale, why_not_staged
+        self.told = blocks_of(net)
         self.__dict__["layout"] = layout
         self.made_from: Any = None  # of `networks.made`
-        self.static: dict[str, Any] = {}  # arguments that are the same for all rows
+        self.static: dict[str, Any] = {}  # of the last call: arguments that are the same for all
         forward = type(getattr(net, "_orig_mod", net)).forward
         self.arguments = tuple(inspect.signature(forward).parameters)[1:]
+        self.time = next((name for name in TIMES if name in self.arguments), "timestep")
         takes, returns = int(net.config.in_channels), getattr(net.config, "out_channels", None)
-        self.extra = returns is not None and takes > returns
+        self.extra = returns is not None and takes > returns and not self.told.packed
         self.channels = int(returns) if self.extra else takes  # type: ignore[arg-type]
 
     @property
@@ -65,12 +74,39 @@ class Whole(nn.Module):
         """The prediction."""
         given = {"encoder_hidden_states": cond} if isinstance(cond, Tensor) else (cond or {})
         given = dict(given)
+        fixed = given.pop(FIXED, None)
+        fixed = self.static if fixed is None else dict(fixed.values)
+        reference = given.pop(REFERENCE, None)
+        tokens = x.shape[1]
         if self.extra:
             x = torch.cat([x, given.pop("extra").to(x.dtype)], 1)
-        arguments = merged(self.static, given)
-        arguments[self.arguments[0]] = self.pack(x.to(computes_in(self.net)))
-        arguments["timestep"] = t if self.time_scale == 1.0 else t * self.time_scale
-        return self.unpack(self.net(**arguments, return_dict=False)[0])
+        x = self.pack(x.to(computes_in(self.net)))
+        if reference is not None:
+            x = torch.cat([x, reference.to(x.dtype)], 1)
+        for name, axis in self.told.axes:
+            if name in given:
+                given[name] = given[name].movedim(0, axis)
+        for name in self.told.lists:
+            if name in given:
+                rows = given[name]
+                given[name] = list(rows.rows if isinstance(rows, Ragged) else rows.unbind())
+        arguments = merged(fixed, given)
+        arguments[self.arguments[0]] = list(x.unsqueeze(2).unbind()) if self.told.lists else x
+        t = 1.0 - t if self.told.backwards else t
+        arguments[self.time] = t if self.time_scale == 1.0 else t * self.time_scale
+        return self.answer(self.net(**arguments, return_dict=False)[0], tokens)
+
+    def answer(self, out: Any, tokens: int) -> Tensor:
+        """What the network returned as a prediction; of packed latents the first `tokens`."""
+        if self.told.lists:
+            out = torch.stack(tuple(out)).squeeze(2)
+        if self.told.packed and self.layout is None:
+            out = out[:, :tokens]
+        return -self.unpack(out) if self.told.negated else self.unpack(out)
+
+    def as_returned(self, like: Tensor) -> Any:
+        """A prediction in the form in which the network returns one."""
+        return list(like.unsqueeze(2).unbind()) if self.told.lists else like
 
     def pack(self, x: Tensor) -> Tensor:
         """As for `Adapted`."""
@@ -90,15 +126,57 @@ class Whole(nn.Module):
         """
         given = {**dict(zip(self.arguments, args, strict=False)), **kwargs}
         x = given.pop(self.arguments[0])
-        for name in ("timestep", "return_dict"):
+        if self.told.lists:
+            x = torch.stack(tuple(x)).squeeze(2)
+        for name in (self.time, "return_dict"):
             given.pop(name, None)
+        tokens = self._own_tokens(given) if self.told.packed else None
+        others = tokens is not None and tokens < x.shape[1]
+        if others:  # which do not lie on the latents' grid
+            self.__dict__["layout"] = None
         if self.layout is not None:
             self.layout.place(given)
-        cond, self.static = _split(given, x.shape[0])
+        parts = {k: _parted(k, v, x.shape[0], self.told.axes) for k, v in given.items()}
+        cond = {k: rows for k, (rows, _) in parts.items() if rows is not None}
+        self.static = {k: same for k, (_, same) in parts.items() if same is not None}
+        for name in self.told.lists:
+            if isinstance(given.get(name), (list, tuple)):
+                cond[name] = Ragged(tuple(given[name]))
+                self.static.pop(name, None)
+        if self.static:
+            cond[FIXED] = self._fixed()
         varying = {}
         if self.extra:
             x, varying["extra"] = x[:, : self.channels], x[:, self.channels :]
+        if others:
+            x, varying[REFERENCE] = x[:, :tokens], x[:, tokens:]
         return Call(x, cond or None, varying)
+
+    def _fixed(self) -> Fixed:
+        """`static`; the same object as one of the last two calls', where it holds the same."""
+        for one in self._known:
+            names = one.values.keys() == self.static.keys()
+            if names and all(self.static[name] is value for name, value in one.values.items()):
+                return one
+        self._known = (*self._known[-1:], Fixed(self.static))
+        return self._known[-1]
+
+    def _own_tokens(self, given: dict[str, Any]) -> int | None:
+        """How many of the packed tokens are the latents', which come first: by the shapes of all
+        images, or by places whose first coordinate is another for other images.
+        """
+        shapes, ids = given.get("img_shapes"), given.get("img_ids")
+        if shapes is not None:
+            first = shapes[0][0] if isinstance(shapes[0], (list, tuple)) else shapes[0]
+            first = first if isinstance(first, (list, tuple)) else shapes[0]
+            return int(first[0] * first[1] * first[2])
+        if isinstance(ids, Tensor) and (ids is not self._places[0]):
+            one = ids.reshape(-1, *ids.shape[-2:])[0]
+            self._places = (ids, int((one[:, 0] == one[0, 0]).sum()))
+        return self._places[1] if isinstance(ids, Tensor) else None
+
+    _known: tuple[Fixed, ...] = ()
+    _places: tuple[Any, int | None] = (None, None)  # the last call's, whose number is known
 
 
 def computes_in(net: Any) -> torch.dtype:
@@ -107,22 +185,18 @@ def computes_in(net: Any) -> torch.dtype:
     return own if isinstance(own, torch.dtype) and own.is_floating_point else dtype_of(net)
 
 
-def _split(given: dict[str, Any], rows: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of arguments, and of dicts among them, those that have rows and those that are the same for
-    all.
-    """
-    cond: dict[str, Any] = {}
-    static: dict[str, Any] = {}
-    for name, value in given.items():
-        if isinstance(value, dict) and value:
-            inside = _split(value, rows)
-            cond |= {name: inside[0]} if inside[0] else {}
-            static |= {name: inside[1]} if inside[1] or not inside[0] else {}
-        elif _is_rows(value, rows):
-            cond[name] = _own_list(value)
-        else:
-            static[name] = _own_list(value)
-    return cond, static
+def _parted(name: str, value: Any, rows: int, axes: tuple[tuple[str, int], ...]) -> tuple[Any, Any]:
+    """Of an argument what has rows, and what is the same for all; a dict may hold both."""
+    found = _of_rows(name, value, rows, axes)
+    if found is not None:
+        return found, None
+    if not isinstance(value, dict):
+        return None, value
+    parts = {key: _parted(key, one, rows, ()) for key, one in value.items()}
+    inside = {key: one for key, (one, _) in parts.items() if one is not None}
+    if not inside:
+        return None, value
+    return inside, {key: one for key, (_, one) in parts.items() if one is not None} or None
 
 
 def _own_list(value: Any) -> Any:
@@ -139,8 +213,18 @@ def merged(static: dict[str, Any], cond: dict[str, Any]) -> dict[str, Any]:
         if isinstance(one, dict) or isinstance(other, dict):
             found[name] = merged(one or {}, other or {})
         else:
-            found[name] = _own_list(cond[name] if name in cond else one)
+            found[name] = _own_list(cond.get(name, one))
     return found
+
+
+def _of_rows(name: str, value: Any, rows: int, axes: tuple[tuple[str, int], ...]) -> Any:
+    """The argument with its rows first; None where it has none."""
+    axis = dict(axes).get(name, 0)
+    if axis and isinstance(value, Tensor):
+        value = value.movedim(axis, 0)
+    if name in PLACES and not (isinstance(value, Tensor) and value.ndim > 2):
+        return None
+    return value if _is_rows(value, rows) else None
 
 
 def _is_rows(value: Any, rows: int) -> bool:
