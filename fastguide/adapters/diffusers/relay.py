@@ -123,14 +123,15 @@ def of_guided(plan: Plan) -> Plan:
     `step` makes w_x a x + b g of the weights; g + (w_x - 1) a x / b is asked for.
     """
     table = plan.table.clone()
+    projects = any(row.pattern is not None and row.pattern.projects for row in plan.rows)
     image, gain = table[:, Column.OF_X].double(), table[:, Column.OF_PREDICTION].double()
     share = image / torch.where(gain == 0.0, 1.0, gain)
-    share = torch.where(gain == 0.0, 0.0, share) if plan.projects else torch.zeros_like(share)
+    share = torch.where(gain == 0.0, 0.0, share) if projects else torch.zeros_like(share)
     table[:, Column.OF_X], table[:, Column.OF_PREDICTION] = share.to(table), 1.0
     rows = list(plan.rows)
     for e, row in enumerate(rows):
         matrix(table[e])[0, 0] = -table[e, Column.OF_X]
-        rows[e] = replace(row, reads=row.reads | int(plan.projects))
+        rows[e] = replace(row, reads=row.reads | int(projects))
     return replace(plan, table=table, rows=tuple(rows))
 
 

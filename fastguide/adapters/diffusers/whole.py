@@ -189,7 +189,7 @@ def _parted(name: str, value: Any, rows: int, axes: tuple[tuple[str, int], ...])
     """Of an argument what has rows, and what is the same for all; a dict may hold both."""
     found = _of_rows(name, value, rows, axes)
     if found is not None:
-        return found, None
+        return _copied(found), None
     if not isinstance(value, dict):
         return None, value
     parts = {key: _parted(key, one, rows, ()) for key, one in value.items()}
@@ -199,21 +199,23 @@ def _parted(name: str, value: Any, rows: int, axes: tuple[tuple[str, int], ...])
     return inside, {key: one for key, (_, one) in parts.items() if one is not None} or None
 
 
-def _own_list(value: Any) -> Any:
-    return list(value) if isinstance(value, list) else value
+def _copied(value: Any) -> Any:
+    """The same leaves in dicts and lists of their own: a pipeline of Flux writes the image of its
+    negative rows where that of the positive ones was.
+    """
+    if isinstance(value, dict):
+        return {name: _copied(one) for name, one in value.items()}
+    return [_copied(one) for one in value] if isinstance(value, list) else value
 
 
 def merged(static: dict[str, Any], cond: dict[str, Any]) -> dict[str, Any]:
     """The arguments again, in dicts and lists of their own: a network may change what it is given,
     as those of IP-Adapters and T2I-Adapters do.
     """
-    found: dict[str, Any] = {}
-    for name in (*static, *(name for name in cond if name not in static)):
-        one, other = static.get(name), cond.get(name)
-        if isinstance(one, dict) or isinstance(other, dict):
-            found[name] = merged(one or {}, other or {})
-        else:
-            found[name] = _own_list(cond.get(name, one))
+    found: dict[str, Any] = _copied(static)
+    for name, value in cond.items():
+        both = isinstance(value, dict) and isinstance(found.get(name), dict)
+        found[name] = merged(found[name], value) if both else _copied(value)
     return found
 
 
