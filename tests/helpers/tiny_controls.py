@@ -130,9 +130,9 @@ def flux_ip():
     return pipe
 
 
-def control(side, name="control_image", scale="controlnet_conditioning_scale", much=1.0):
+def control(side, name="control_image", scale="controlnet_conditioning_scale"):
     """What steers, and how much; and the name of its strength."""
-    return lambda: {name: picture(side), scale: much}, scale
+    return lambda: {name: picture(side), scale: 1.0}, scale
 
 
 def embeds(several):
@@ -151,12 +151,12 @@ STEERED = {
     "SD T2I-Adapter": (
         lambda: t2i(sd_pipe(), "StableDiffusionAdapterPipeline"),
         "sd",
-        *control(32, "image", "adapter_conditioning_scale", 10.0),
+        *control(32, "image", "adapter_conditioning_factor"),
     ),
     "SDXL T2I-Adapter": (
         lambda: t2i(sdxl_pipe(unet=with_one()), "StableDiffusionXLAdapterPipeline"),
         "sdxl",
-        *control(32, "image", "adapter_conditioning_scale", 10.0),
+        *control(32, "image", "adapter_conditioning_factor"),
     ),
     "SD3 IP-Adapter": (sd3_ip, "sd3", lambda: embeds(False), None),
     "Flux IP-Adapter": (flux_ip, "flux", lambda: embeds(True), None),
