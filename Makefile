@@ -18,8 +18,8 @@ COMPILED := $(shell find csrc -name '*.*') setup.py pyproject.toml
 FAMILIES := $(addprefix methods-,perturbation autoguidance icg tsg sims every gradients reg)
 ONE_HEAD := --irrelevant 0 --negative 0 --no-split --compile --dtype fp16
 
-.PHONY: sample test lint bench baseline quality solvers toys reg-modes ddim-table methods grids \
-  judges cuda-build wheels wheel-test gpu attack model classifier clip help clean $(FAMILIES)
+.PHONY: sample test lint bench baseline quality solvers inpainting toys reg-modes ddim-table methods \
+  grids judges cuda-build wheels wheel-test gpu attack model classifier clip help clean $(FAMILIES)
 
 ##@ Daily
 sample: $(VENV)/installed ## draw samples of the bundled model into samples.png
@@ -59,6 +59,9 @@ solvers: $(VENV)/installed ## every solver on a mixture whose scores are known
 toys: $(VENV)/installed ## CFG and REG against exact guidance; autoguidance's fractal
 	$(BIN)/python bench/quality/toys.py
 	$(BIN)/python bench/quality/fractal.py
+
+inpainting: $(VENV)/installed ## moments of what is sampled beside known pixels
+	$(BIN)/python bench/quality/inpainting.py
 
 reg-modes: $(VENV)/installed ## how far the modes of REG are from each other
 	$(BIN)/python bench/quality/reg_modes.py

@@ -10,6 +10,7 @@ from fastguide.common.heap import keep_freed_memory
 from fastguide.engine.threshold import DynamicThreshold
 from fastguide.engine.watch import STOP, Progress
 from fastguide.guidance import *  # noqa: F403
+from fastguide.guidance.judges import CleanJudge, OpenCLIP
 from fastguide.model import Model
 from fastguide.ops import noise
 from fastguide.process import EDM, VP, ContinuousVP, Flow, Level, Prediction
@@ -31,12 +32,14 @@ __all__ = [
     "ByModules",
     "CheckpointError",
     "Classifier",
+    "CleanJudge",
     "ContinuousVP",
     "DynamicThreshold",
     "Flow",
     "Level",
     "Model",
     "NonFiniteError",
+    "OpenCLIP",
     "Pool",
     "Prediction",
     "Progress",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from fastguide.common.options import Configured
 from fastguide.engine.captured import Way
 from fastguide.engine.known import Measurement
 from fastguide.engine.memory import Memory
+from fastguide.engine.plan import Noise
 from fastguide.engine.program import RowMode
 from fastguide.engine.stats import Stats
 from fastguide.engine.watch import Callback
@@ -71,8 +72,13 @@ class Sampler:
             evaluation, or with True one of these, by size. Conditions, seeds, noise and all numbers
             of the plan may change. Batches are filled up to the next size of `warmup`. A callback
             goes with "steps"; a whole run is eager with one.
+        compile: run each program of the plan as one graph of `torch.compile`, or with these options
+            of it: once for each pattern and number of samples, at its first call or in `warmup`.
         max_captures: the captured runs that are kept, those that were used last.
         fallback: run eagerly where a capture does not fit, instead of the error.
+        noise: what updates draw: "independent" noise by (seed, evaluation, element), or
+            "brownian": the increments of one path by (seed, element) over sigma / (alpha + sigma),
+            so that runs of other step counts, levels or solvers approach the same image.
         strength: calls start from images, `init`, noised as far as this share of the steps goes
             (0.6 of 25 steps: the last 15), or to a `Level`; None: they start from noise.
 
@@ -99,8 +105,10 @@ class Sampler:
         max_captures: int = 8,
         fallback: bool = False,
         strength: float | Level | None = None,
+        noise: Noise = "independent",
+        compile: bool | Mapping[str, Any] = False,
     ) -> None:
-        setup = set_up(model, shape, device, dtype)
+        setup = set_up(model, shape, device, dtype, compile)
         check_rows(rows)
         check_packing(max_batch, max_wait)
         check_graph(graph, setup.device)
@@ -108,7 +116,7 @@ class Sampler:
         self.shape, self.dtype = setup.settings.shape, setup.settings.dtype
         self._packing = (max_batch, max_wait)
         self._runner = Runner(setup.device, rows, graph, max_captures, fallback)
-        course = Course(guidance, solver, steps, spacing, levels, clamp, strength)
+        course = Course(guidance, solver, steps, spacing, levels, clamp, strength, noise)
         self._take(make_ready(setup, course, rows))
 
     def _take(self, planned: Planned) -> None:
@@ -122,18 +130,24 @@ class Sampler:
         course, runner = self._planned.course, self._runner
         names = [one.name for one in fields(course) if one.name != "upward"]
         what = {name: getattr(course, name) for name in names}
-        where = {"dtype": self.dtype, "shape": self.shape, "device": str(self.device)}
+        where: dict[str, Any] = {
+            "dtype": self.dtype,
+            "shape": self.shape,
+            "device": str(self.device),
+        }
+        compiled = self._planned.setup.compiled
+        where["compile"] = False if compiled is None else compiled.given or True
         limit = {} if runner.graphs is None else {"max_captures": runner.graphs.limit}
         how = {"rows": runner.rows, "graph": runner.graph, "fallback": runner.fallback, **limit}
         packing = dict(zip(("max_batch", "max_wait"), self._packing, strict=True))
         return _remade, (self.model, {**what, **where, **how, **packing})
 
     def replaced(self, **changes: Any) -> Sampler:
-        """A sampler with another `guidance`, `solver`, `steps`, `spacing`, `levels`, `clamp` or
-        `strength`, by these names, as in the constructor; what is not named stays. The network,
-        its captured graphs, their memory and what `warmup` found are shared: where only numbers
-        differ (scales, eta, levels, clamps, an interval that ends between the same evaluations),
-        nothing is captured anew. Counts and requests are its own.
+        """A sampler with another `guidance`, `solver`, `steps`, `spacing`, `levels`, `clamp`,
+        `strength` or `noise`, by these names, as in the constructor; what is not named stays. The
+        network, its captured graphs, their memory and what `warmup` found are shared: where only
+        numbers differ (scales, eta, levels, clamps, an interval that ends between the same
+        evaluations), nothing is captured anew. Counts and requests are its own.
 
         Raises:
             ValueError, TypeError: an argument that is not as in the constructor.
@@ -324,7 +338,7 @@ def sample(
     dtype: torch.dtype | None = None,
     shape: Sequence[int] | None = None,
     device: torch.device | str | None = None,
-    noise: Tensor | None = None,
+    noise: Tensor | Noise | None = None,
     step_noise: Sequence[Tensor] | None = None,
     callback: Callback | None = None,
     check: bool = True,
@@ -334,9 +348,13 @@ def sample(
     mask: Tensor | None = None,
     measurement: Measurement | None = None,
 ) -> Tensor:
-    """Sample once, fp32 `[B, *shape]`: `Sampler(...)` and one call of it; see there."""
+    """Sample once, fp32 `[B, *shape]`: `Sampler(...)` and one call of it; see there. `noise` is
+    that of the call, a tensor, or that of the sampler, such as "brownian".
+    """
     course = (guidance, solver, steps, spacing, levels, clamp)
-    sampler = Sampler(model, *course, dtype, shape, device, strength=strength)
+    drawn: dict[str, Any] = {"noise": noise} if isinstance(noise, str) else {}
+    sampler = Sampler(model, *course, dtype, shape, device, strength=strength, **drawn)
+    noise = None if isinstance(noise, str) else noise
     part: dict[str, Any] = {"known": known, "mask": mask, "measurement": measurement}
     return sampler(cond, seeds, negative, noise, step_noise, callback, check, init=init, **part)
 

@@ -1,9 +1,8 @@
 """How exact is each solver for its evaluations? All of them on a mixture whose scores are known.
 
-Left: the distance of each sample from where the exact probability flow takes its noise (root mean
-square, deterministic solvers). Right: the distance of all samples together from the mixture (sliced
-Wasserstein-1), which stochastic solvers can be held to as well; its floor is what as many exact
-draws have.
+Deterministic solvers: the distance of each sample from where the exact probability flow takes its
+noise (root mean square). Those with noise: the distance of all samples together from the mixture
+(sliced Wasserstein-1), whose floor is what as many exact draws have.
 
     make solvers    # writes docs/images/solvers.png and bench/results/solvers.json
 """
@@ -50,6 +49,11 @@ DETERMINISTIC = {
     "unipc": SOLVERS["unipc"],
     "unipc, order 3": SOLVERS["unipc"](order=3),
 }
+SEVERAL = {
+    *("heun", "dpm_2", "dpm_single", "dpm_fast", "dpmpp_single", "dpmpp_single, order 3"),
+    "rho_rk, order 4",
+}
+BESIDE = ("ddim", "dpmpp_2m", "unipc")  # deterministic ones, to compare noise with
 
 
 def sample(solver: Solver, steps: int) -> tuple[Tensor, int]:
@@ -78,8 +82,10 @@ def sliced_distance(one: Tensor, other: Tensor) -> float:
 
 
 def steps_for(solver: Solver, evaluations: int) -> int | None:
-    """The steps with which `solver` takes at most `evaluations`, if it takes nearly as many."""
-    for steps in range(evaluations, 0, -1):
+    """The steps with which `solver` takes at most `evaluations`, if it takes nearly as many; two
+    or more.
+    """
+    for steps in range(evaluations, 1, -1):
         levels = fg.make_levels(PROCESS, steps)
         taken = sum(update.at is not None for update in solver.run(levels))
         if taken <= evaluations:
@@ -112,32 +118,43 @@ def _nearly(rows: list[dict[str, Any]], count: int) -> dict[str, Any]:
 
 
 def plot(rows: list[dict[str, Any]], floor: float, path: Path) -> None:
-    """Both distances over the evaluations."""
-    figure, axes = panels(2, size=(15, 8))
+    """Errors of deterministic solvers, of one and of several evaluations a step, and the distances
+    of stochastic ones.
+    """
+    figure, axes = panels(3, size=(19, 7.5))
+    groups = (
+        [name for name in DETERMINISTIC if name not in SEVERAL],
+        [name for name in DETERMINISTIC if name in SEVERAL],
+        [*STOCHASTIC, *BESIDE],
+    )
     colours = matplotlib.colormaps["tab20"].colors
-    for i, name in enumerate(dict.fromkeys(row["solver"] for row in rows)):
-        mine = [row for row in rows if row["solver"] == name]
-        look = {
-            "color": colours[i % len(colours)],
-            "marker": "os^vDP*X"[i % 8],
-            "markersize": 4,
-            "linewidth": 1.2,
-            "linestyle": "--" if name in STOCHASTIC else "-",
-            "label": name,
-        }
-        at = [row["evaluations"] for row in mine]
-        if "error" in mine[0]:
-            axes[0].loglog(at, [row["error"] for row in mine], **look)
-        axes[1].loglog(at, [row["sliced"] for row in mine], **look)
-    axes[1].axhline(floor, color="gray", linestyle=":", label="exact draws")
-    axes[0].set(ylabel="error to the exact probability flow (rms)")
-    axes[1].set(ylabel="sliced Wasserstein-1 distance to the mixture")
-    for panel in axes:
+    for panel, names, what in zip(axes, groups, ("error", "error", "sliced"), strict=True):
+        for i, name in enumerate(names):
+            mine = [row for row in rows if row["solver"] == name]
+            panel.loglog(
+                [row["evaluations"] for row in mine],
+                [row[what] for row in mine],
+                color=colours[i % len(colours)],
+                marker="os^vDP*X"[i % 8],
+                markersize=4,
+                linewidth=1.2,
+                linestyle="-" if name in DETERMINISTIC else "--",
+                label=name,
+            )
         panel.set(xlabel="evaluations", xticks=COUNTS)
         panel.set_xticks([], minor=True)
         panel.set_xticklabels([str(count) for count in COUNTS])
         panel.grid(alpha=0.3)
-    axes[1].legend(frameon=False, fontsize=8, bbox_to_anchor=(1.0, 1.0), loc="upper left")
+    axes[2].axhline(floor, color="gray", linestyle=":", label="exact draws")
+    axes[0].set(ylabel="error to the exact probability flow (rms)")
+    axes[0].set(title="one evaluation a step")
+    axes[1].set(title="several evaluations a step")
+    axes[2].set(ylabel="sliced Wasserstein-1 distance to the mixture", title="with noise")
+    top = max(axis.get_ylim()[1] for axis in axes[:2])
+    for panel in axes:
+        panel.legend(frameon=False, fontsize=8)
+    for panel in axes[:2]:
+        panel.set_ylim(5e-5, top)
     write_png(figure, path, dpi=110)
 
 

@@ -6,6 +6,7 @@ Planned once, on the host (who calls whom, from the top):
       pattern     which branches are active at each evaluation, and with which weights
         order       the order of its branches: the negative first where a solver reads it
         age         when a held delta is computed anew
+      path        the noise of rows that draw the increments of one Brownian path
       threshold   a bound of the denoised image per sample
     passes      which rows of a pattern run through which network, under which conditions
       program     which rows run through which stages together, so that no work is done twice
@@ -17,6 +18,7 @@ Run, `run` calling those below it for each evaluation:
         known       what is known of the images, put back after every update
       evaluate    the deltas of a pattern and their weights: what `ops.step` combines
         predict     the passes: the network's times and conditions, other networks, degraded inputs
+          compiled    or as one graph of `torch.compile`
           rows        a program's stages on batches of rows: forks, joins, routing
           degrade     SAG's second input
         gradient    REG's chain rule, and gradients of potentials (classifier, CLIP, energies)

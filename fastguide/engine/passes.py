@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+from fastguide.engine.compiled import Compiled
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.program import Program, RowMode, make_program
 from fastguide.guidance.base import Branch, Condition, Other
@@ -68,12 +69,14 @@ class Conditions:
 @dataclass(frozen=True, eq=False)
 class Pass:
     """One pass: its rows, the first of which says what is special about it, their program, and
-    what its network makes of times alone (`fastguide.staging.contract.embed_times`).
+    what its network makes of times alone (`fastguide.staging.contract.embed_times`); `compiled`
+    runs the program, where it is not run as it is.
     """
 
     rows: tuple[Branch, ...]
     program: Program
     embed_times: Callable[[Tensor], Tensor] | None = None
+    compiled: Compiled | None = None
 
     @cached_property
     def draws_condition(self) -> bool:
@@ -109,8 +112,23 @@ class Passes:
         return "random" in masks or any(drawn)
 
 
-def make_passes(pattern: Pattern, nets: Nets, mode: RowMode = "batched") -> Passes:
-    """The programs of `pattern` for `nets`."""
+def make_passes(
+    pattern: Pattern, nets: Nets, mode: RowMode = "batched", compiled: Compiled | None = None
+) -> Passes:
+    """The programs of `pattern` for `nets`, which are run as they are, or `compiled`.
+
+    Raises:
+        ValueError: one cannot be compiled.
+    """
+
+    def make(rows: tuple[Branch, ...], *how: Any) -> Pass:
+        net = nets[rows[0].net]
+        if compiled is None:
+            return Pass(rows, make_program(rows, net, *how), embed_times(net))
+        key = (id(net), rows, *how)
+        program = compiled.program(key, lambda: make_program(rows, net, *how))
+        return Pass(rows, program, embed_times(net), compiled)
+
     first, *others = pattern.passes
     observe = [
         (str(layer), rows[0].source)
@@ -122,14 +140,6 @@ def make_passes(pattern: Pattern, nets: Nets, mode: RowMode = "batched") -> Pass
     after = []
     for rows in others:
         nag = pattern.nag if rows[0].net is None else None
-        net = nets[rows[0].net]
-        after.append(Pass(rows, make_program(rows, net, nag, (), mode), embed_times(net)))
-    return Passes(
-        Pass(
-            first,
-            make_program(first, nets[None], pattern.nag, observe, mode, pattern.graph, checkpoint),
-            embed_times(nets[None]),
-        ),
-        tuple(after),
-        mode == "beside",
-    )
+        after.append(make(rows, nag, (), mode))
+    how = (pattern.nag, tuple(observe), mode, pattern.graph, checkpoint)
+    return Passes(make(first, *how), tuple(after), mode == "beside")

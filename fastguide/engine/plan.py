@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastguide.engine.path import Path, make_path
 from fastguide.engine.pattern import Pattern, make_patterns, no_layers
 from fastguide.engine.threshold import DynamicThreshold
 from fastguide.guidance.base import Guidance
@@ -28,6 +29,7 @@ from fastguide.staging.perturbation import Layers
 PREVIEW = "preview"
 HOST: Any = {"dtype": torch.float64, "device": "cpu"}  # whatever the process's defaults are
 Start = Literal["noise", "image", "inverse"]
+Noise = Literal["independent", "brownian"]
 
 
 class Fact(IntEnum):
@@ -52,7 +54,8 @@ class Row:
 
     `reads` and `writes` are bit masks over the slots; `draws` says that it adds noise, `learned`
     that the noise is scaled by the network's variance; `extra` is the image it reads beside the
-    denoised one; `after` says that the image is clamped, and that gradients move it after that.
+    denoised one; `after` says that the image is clamped, and that gradients move it after that;
+    `path` that the noise is an increment of the plan's path.
     """
 
     at: Level | None
@@ -64,6 +67,7 @@ class Row:
     extra: Extra
     input_scale: float
     after: bool = False
+    path: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class Plan:
         batch: the number of samples, where the guidance holds one value per sample.
         levels, start: of the run.
         threshold: bounds the denoised image per sample, or None.
+        path: what rows draw that lie along one, or None.
     """
 
     rows: tuple[Row, ...]
@@ -118,6 +123,7 @@ class Plan:
     levels: Levels
     start: Start = "noise"
     threshold: DynamicThreshold | None = None
+    path: Path | None = None
 
     @property
     def from_image(self) -> bool:
@@ -188,6 +194,7 @@ def make_plan(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     choose: Callable[[Layers], tuple[str, ...]] = no_layers,
+    noise: Noise = "independent",
 ) -> Plan:
     """Multiply out a run.
 
@@ -197,6 +204,7 @@ def make_plan(
         preview: keep the denoised image of each evaluation in a slot named "preview".
         start: what x is first: "noise"; the noised "image" that the run is given; or for "inverse"
             that image as it is, scaled to the first of the rising levels.
+        noise: whether updates draw "independent" noise, or "brownian": increments of one path.
         dtype: of the tensors; the kernels take fp32, `fastguide.reference` fp64 too.
 
     Raises:
@@ -228,6 +236,7 @@ def make_plan(
     )
     nag = torch.ones(len(updates), batch or 1, **HOST)
     facts = torch.zeros(len(updates), len(Fact), **HOST)
+    along = [noise == "brownian" and "noise" in u.x and u.over is not None for u in updates]
     rows, written, evaluation = [], {"x"}, 0
     for e, update in enumerate(updates):
         pattern = None
@@ -260,10 +269,14 @@ def make_plan(
                 extra=extras[e],
                 input_scale=following,
                 after=clamp is not None and _led(pattern),
+                path=along[e],
             )
         )
         written |= set(maps)
     _check_noise(solver, rows)
+    path = None
+    if noise == "brownian":
+        path = _make_path(solver, updates, along, device, dtype)
     times = [0.0 if u.at is None else prediction.net_time(u.at) for u in updates]
     return Plan(
         rows=tuple(rows),
@@ -276,9 +289,26 @@ def make_plan(
         index=torch.arange(len(updates), device=device),
         batch=batch,
         threshold=threshold,
+        path=path,
         levels=levels,
         start=start,
     )
+
+
+def _make_path(
+    solver: Solver,
+    updates: list[Update],
+    along: list[bool],
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Path:
+    if not any(along):
+        raise ValueError(
+            f"noise is 'brownian', but {solver} draws no noise that is an increment of a path from "
+            "one level to the next; such are ddpm, euler_ancestral, dpmpp_2m_sde and dpmpp_3m_sde"
+        )
+    stretches = [u.over if one else None for u, one in zip(updates, along, strict=True)]
+    return make_path(stretches, device, dtype)
 
 
 def _check_zero_steps(

@@ -148,6 +148,8 @@ class Predict:
         outputs = self.outputs if net is None else net.model.outputs
         shape = (outputs * x.shape[1], *x.shape[2:])
         bound, t = self._bound(one, context), self._time(at, net)
+        if one.compiled is not None:
+            return one.compiled.run(one.program, x, t, bound, batch, shape, context)
         return self._execute(one.program, x, t, bound, batch, shape, context, differentiate)
 
     def _time(self, at: At, net: Other | None) -> Tensor:

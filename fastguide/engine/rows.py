@@ -184,7 +184,20 @@ def _forked(state: Any, sources: tuple[int, ...], batch: int) -> Any:
             return leaf
         return torch.cat([leaf, *(leaf.narrow(0, i * batch, batch) for i in sources)])
 
-    return tree_map(longer, state)
+    return _changed(longer, state)
+
+
+def _changed(change: Callable[[Any], Any], state: Any) -> Any:
+    """`tree_map` on a state, whose general form costs more than the copies where they are small:
+    this is done at each evaluation. Most states are a tensor or tuples of tensors.
+    """
+    if isinstance(state, Tensor):
+        return change(state)
+    if type(state) is tuple:
+        return tuple(_changed(change, part) for part in state)
+    if isinstance(state, tuple) and hasattr(state, "_fields"):
+        return type(state)(*(_changed(change, part) for part in state))
+    return tree_map(change, state)
 
 
 def _joined(conds: list[Any]) -> Any:

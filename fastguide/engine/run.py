@@ -12,6 +12,7 @@ from torch import Tensor
 from fastguide import ops
 from fastguide.engine.evaluate import EMPTY, Combination, Evaluate
 from fastguide.engine.passes import Conditions, Passes
+from fastguide.engine.path import draw
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import PREVIEW, At, Plan, Row
 from fastguide.engine.predict import Predict
@@ -122,6 +123,8 @@ def update(
     """
     row = at.row
     variance = combined.variance if row.learned else None
+    if row.path and noise is None and plan.path is not None:
+        noise = draw(plan.path, at.index, seeds, state.shape[2:])
     if row.draws and combined.shift is not None:
         noise = _shifted(plan, at, noise, seeds, variance, combined.shift)
     weights = plan.weights if combined.weights is None else combined.weights

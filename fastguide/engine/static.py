@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fastguide.engine.passes import Conditions
+from fastguide.engine.path import Path
 from fastguide.engine.plan import Plan
 from fastguide.engine.run import Inputs
 
@@ -42,14 +43,16 @@ def as_tree(
         **{name: getattr(plan, name) for name in NUMBERS},
         "weights": _longer(plan.weights.expand(-1, batch, -1), padded, 1),
         "nag": _longer(plan.nag.expand(-1, batch), padded, 1),
+        "path": None if plan.path is None else (plan.path.nodes, plan.path.gains),
     }
 
     def rebuild(tree: Any) -> tuple[Plan, Inputs]:
         fixed = dict(zip(nets, tree["conds"], strict=True))
         bound = Conditions(fixed, drawn(fixed[None]["cond"]), tree["target"])
         numbers = {name: tree[name] for name in (*NUMBERS, "weights", "nag")}
+        path = None if tree["path"] is None else Path(*tree["path"])
         given = Inputs(bound, tree["seeds"], tree["noise"], tree["step_noise"], tree["init"])
-        return replace(plan, **numbers), given
+        return replace(plan, **numbers, path=path), given
 
     return tree, rebuild
 

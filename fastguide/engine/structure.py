@@ -24,6 +24,7 @@ def structure(plan: Plan, dtype: torch.dtype) -> Hashable:
         plan.slots,
         plan.threshold,
         plan.start,
+        None if plan.path is None else plan.path.nodes.shape,
         tuple(
             (
                 None if row.pattern is None else _form(row.pattern, numbers),
@@ -33,6 +34,7 @@ def structure(plan: Plan, dtype: torch.dtype) -> Hashable:
                 row.learned,
                 row.extra,
                 row.after,
+                row.path,
                 row.input_scale == 1.0 and dtype == torch.float32,
             )
             for row in plan.rows

@@ -113,7 +113,16 @@ class Branch:
 
     def with_head(self, head: int) -> Branch:
         """Another head of the same rows."""
-        return self if head == self.head else replace(self, head=head)
+        if head == self.head:
+            return self
+        found = self._heads.get(head)  # asked for at each evaluation
+        if found is None:
+            found = self._heads[head] = replace(self, head=head)
+        return found
+
+    @cached_property
+    def _heads(self) -> dict[int, Branch]:
+        return {}
 
     @property
     def source(self) -> Branch:

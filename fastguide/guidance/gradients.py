@@ -23,6 +23,8 @@ from fastguide.common.checks import check_name, check_number
 from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Term
 from fastguide.guidance.potential import Of, Potential
 
+Form = Literal["score", "mean"]
+
 
 def _callable(name: str, value: object) -> None:
     if not callable(value):
@@ -47,13 +49,13 @@ class ClassifierGuidance(Guidance):
     classifier: Callable[[Tensor, Tensor], Tensor]
     weight: Amount
     labels: Tensor | None = None
-    form: Literal["score", "mean"] = "score"
+    form: Form = "score"
     schedule: Factor = None
     every: int = 1
 
     def __post_init__(self) -> None:
         _callable("classifier", self.classifier)
-        check_name("form", self.form, ("score", "mean"))
+        _check_form(self.form)
         if self.labels is not None and (
             not isinstance(self.labels, Tensor)
             or self.labels.ndim != 1
@@ -99,6 +101,7 @@ class CLIPGuidance(Guidance):
         logit_scale: the encoders' own; 100 for OpenAI's.
         of: "denoised" gives the encoder the denoised image instead, for an encoder of clean images,
             through a backward pass of the network; t is then 0.
+        form: as for `ClassifierGuidance`; "mean" is GLIDE's own.
     """
 
     image_encoder: Callable[[Tensor, Tensor], Tensor]
@@ -108,19 +111,23 @@ class CLIPGuidance(Guidance):
     of: Of = "x"
     schedule: Factor = None
     every: int = 1
+    form: Form = "score"
 
     def __post_init__(self) -> None:
         _callable("image_encoder", self.image_encoder)
         if not callable(self.text_embedding):
             _check_text(self.text_embedding)
         _check_of(self.of)
+        _check_form(self.form)
         check_number("logit_scale", self.logit_scale)
         super().__post_init__()
 
     def terms(self) -> tuple[Term, ...]:
         key = hash((id(self.image_encoder), id(self.text_embedding), self.logit_scale))
         by_label = callable(self.text_embedding)
-        potential = Potential(key, self._similarity, "image_encoder", self.of, by_label)
+        potential = Potential(
+            key, self._similarity, "image_encoder", self.of, by_label, self.form == "mean"
+        )
         return (_term(potential, self),)
 
     def _similarity(self, x: Tensor, t: Tensor, target: Any) -> Tensor:
@@ -149,6 +156,7 @@ class EnergyGuidance(Guidance):
         weight: 0 is off.
         of: "x", or "denoised" for an energy of the denoised image (diffusion posterior sampling,
             universal guidance), through a backward pass of the network; t is then 0.
+        form: as for `ClassifierGuidance`.
     """
 
     energy: Callable[[Tensor, Tensor], Tensor]
@@ -156,14 +164,18 @@ class EnergyGuidance(Guidance):
     of: Of = "x"
     schedule: Factor = None
     every: int = 1
+    form: Form = "score"
 
     def __post_init__(self) -> None:
         _callable("energy", self.energy)
         _check_of(self.of)
+        _check_form(self.form)
         super().__post_init__()
 
     def terms(self) -> tuple[Term, ...]:
-        return (_term(Potential(id(self.energy), self._value, "energy", self.of), self),)
+        mean = self.form == "mean"
+        potential = Potential(id(self.energy), self._value, "energy", self.of, mean=mean)
+        return (_term(potential, self),)
 
     def _value(self, x: Tensor, t: Tensor, target: Any) -> Tensor:
         energy = self.energy(x, t)
@@ -184,6 +196,10 @@ def _check_text(text: object) -> None:
     if not isinstance(text, Tensor) or text.ndim not in (1, 2) or not text.is_floating_point():
         found = f"{text.dtype} {tuple(text.shape)}" if isinstance(text, Tensor) else repr(text)
         raise ValueError(f"text_embedding is {found}, but it should be floats [D] or [B, D]")
+
+
+def _check_form(form: str) -> None:
+    check_name("form", form, get_args(Form))
 
 
 def _check_of(of: str) -> None:

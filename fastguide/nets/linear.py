@@ -37,9 +37,11 @@ class OneWay(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply it."""
-        first = self.first(x[..., : x.shape[-1] // 2]).unflatten(-1, (self.times, -1))
-        second = self.second(x).unflatten(-1, (self.times, -1))
-        return torch.cat([first, second], -1).flatten(-2)
+        first, second = self.first(x[..., : x.shape[-1] // 2]), self.second(x)
+        if self.times == 1:
+            return torch.cat([first, second], -1)
+        halves = [half.unflatten(-1, (self.times, -1)) for half in (first, second)]
+        return torch.cat(halves, -1).flatten(-2)
 
     def part(self, x: Tensor, index: int) -> Tensor:
         """One of the maps: `[..., outputs]`."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import Any
+from typing import Any, get_args
 
-from fastguide.common.checks import shown
+from fastguide.common.checks import check_name, shown
 from fastguide.common.options import Configured
-from fastguide.engine.plan import Start
+from fastguide.engine.plan import Noise, Start
 from fastguide.engine.threshold import DynamicThreshold
 from fastguide.guidance.base import Guidance
 from fastguide.model import Model
@@ -43,6 +43,7 @@ class Course:
     levels: Levels | None
     clamp: Clamp
     strength: float | Level | None = None
+    noise: Noise = "independent"
     upward: bool = False
 
     @property
@@ -78,6 +79,7 @@ class Course:
             raise TypeError(
                 f"solver is {solver!r}, but it should be a solver such as fastguide.ddim"
             )
+        check_name("noise", self.noise, get_args(Noise))
         if levels is not None and not isinstance(levels, Levels):
             raise TypeError(
                 f"levels is {shown(levels)}, but it should be a fastguide.Levels, such as "

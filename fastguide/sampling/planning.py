@@ -91,7 +91,9 @@ def make_ready(
     if any(pattern.graph for pattern in plan.patterns):
         nets[None] = differentiable(nets[None])
     passes: dict[RowMode, Mapping[Pattern, Passes]] = {
-        mode: {pattern: make_passes(pattern, nets, mode) for pattern in plan.patterns}
+        mode: {
+            pattern: make_passes(pattern, nets, mode, setup.compiled) for pattern in plan.patterns
+        }
         for mode in get_args(RowMode)
         if mode != "beside" or possible
     }
@@ -111,4 +113,5 @@ def _plan(setup: Setup, course: Course, preview: bool = False) -> Plan:
         start=course.start,
         device=setup.device,
         choose=setup.choose,
+        noise=course.noise,
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from fastguide.common.checks import shown
 from fastguide.engine.captured import Settings
+from fastguide.engine.compiled import Compiled
 from fastguide.engine.pattern import no_layers
 from fastguide.model import Model
 from fastguide.sampling.checks import check_shape, device_of, net_as
@@ -39,12 +41,14 @@ class Setup:
         net: the network of that dtype; the model's own where that is its dtype.
         settings: shape and dtype of all runs.
         device: where they run.
+        compiled: what compiles the programs of the network, or None.
     """
 
     model: Model
     net: Any
     settings: Settings
     device: torch.device
+    compiled: Compiled | None = None
 
     def choose(self, layers: Layers) -> tuple[str, ...]:
         """The names of the network's layers that a guidance names."""
@@ -58,6 +62,7 @@ def set_up(
     shape: Sequence[int] | None,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
+    compile: bool | Mapping[str, Any] = False,
 ) -> Setup:
     """See `fastguide.Sampler` for the arguments and what is raised."""
     if not isinstance(model, Model):
@@ -66,4 +71,10 @@ def set_up(
     model = model if now is model.net else replace(model, net=now)
     sides, where = check_shape(model, shape), device_of(model, device)
     net, number = net_as(model, dtype)
-    return Setup(model, net, Settings(sides, number, model.outputs), where)
+    if not isinstance(compile, (bool, Mapping)):
+        raise TypeError(
+            f"compile is {shown(compile)}, but it should be True, False or options of torch.compile"
+        )
+    options = {} if isinstance(compile, bool) else compile
+    compiled = None if compile is False else Compiled(options)
+    return Setup(model, net, Settings(sides, number, model.outputs), where, compiled)

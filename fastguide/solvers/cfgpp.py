@@ -33,7 +33,7 @@ def euler_ancestral_cfgpp(
         down, up = ancestral_split(now, to, eta)
         x = transfer(now, to, to.alpha * down, "negative")
         drawn = to.alpha * up * s_noise
-        yield Update(now, {**x, "noise": drawn} if drawn else x)
+        yield Update(now, {**x, "noise": drawn} if drawn else x, over=(now, to))
 
 
 @Configured
@@ -48,14 +48,16 @@ def dpmpp_2s_ancestral_cfgpp(
         drawn = to.alpha * up * s_noise
         noise: Map = {"noise": drawn} if drawn else {}
         if down == 0.0 or not apart(now, to):
-            yield Update(now, {**transfer(now, to, to.alpha * down, "negative"), **noise})
+            x = {**transfer(now, to, to.alpha * down, "negative"), **noise}
+            yield Update(now, x, over=(now, to))
             continue
         middle = levels.process.at_ratio(between(now, down, 0.5))
         to_middle, to_end = transfer(now, middle), transfer(now, to, to.alpha * down)
         reach = {"x": to_middle["x"], "negative": to_middle["denoised"]}
         guided = {"x": to_end["x"], "denoised": to.alpha, "negative": -to.alpha}
         yield Update(now, reach, {"stage1": guided})
-        yield Update(middle, {"stage1": 1.0, "negative": to_end["denoised"], **noise})
+        x = {"stage1": 1.0, "negative": to_end["denoised"], **noise}
+        yield Update(middle, x, over=(now, to))
 
 
 @Configured

@@ -35,7 +35,7 @@ def ddim(levels: Levels, eta: float = 0.0, rederive: bool = True) -> Iterator[Up
         s = eta * to.sigma / now.sigma * transition_std(now, to) if eta else 0.0
         image = "denoised" if rederive else "unclamped"
         x = transfer(now, to, math.sqrt(to.sigma**2 - s**2), image)
-        yield Update(at=now, x={**x, "noise": s} if s else x)
+        yield Update(at=now, x={**x, "noise": s} if s else x, over=(now, to))
 
 
 def ancestral_split(now: Level, to: Level, eta: float) -> tuple[float, float]:
@@ -60,7 +60,7 @@ def euler_ancestral(levels: Levels, eta: float = 1.0, s_noise: float = 1.0) -> I
         down, up = ancestral_split(now, to, eta)
         x = transfer(now, to, to.alpha * down)
         drawn = to.alpha * up * s_noise
-        yield Update(at=now, x={**x, "noise": drawn} if drawn else x)
+        yield Update(at=now, x={**x, "noise": drawn} if drawn else x, over=(now, to))
 
 
 @Configured
@@ -83,4 +83,4 @@ def ddpm(levels: Levels, variance: str = "small") -> Iterator[Update]:
         small, large = update.x["noise"], transition_std(now, to)
         std = large if variance == "large" else math.sqrt(small * large)
         spread = 0.0 if variance == "large" else 0.5 * math.log(large / small)
-        yield Update(now, {**update.x, "noise": std}, spread=spread)
+        yield Update(now, {**update.x, "noise": std}, spread=spread, over=(now, to))

@@ -37,12 +37,14 @@ def ancestral(
         down, up = ancestral_split(now, to, eta)
         drawn = {"noise": to.alpha * up * s_noise} if up * s_noise else {}
         if down == 0.0 or not apart(now, to):
-            yield Update(now, {**transfer(now, to, to.alpha * down), **drawn})
+            yield Update(now, {**transfer(now, to, to.alpha * down), **drawn}, over=(now, to))
             continue
         at = inner_levels(levels.process, now, down, order)
         stages, value = exponential(at, scaled(to, down), on_noise)
         stages[-1] = replace(stages[-1], more=drawn)
-        yield from staged(at, stages, value)
+        *first, last = staged(at, stages, value)
+        yield from first
+        yield replace(last, over=(now, to))
 
 
 @Configured
@@ -100,7 +102,7 @@ def dpmpp_sde(
         x = transfer(now, to, to.alpha * down)
         if not apart(now, to):
             drawn = to.alpha * up * s_noise
-            yield Update(now, {**x, "noise": drawn} if drawn else x)
+            yield Update(now, {**x, "noise": drawn} if drawn else x, over=(now, to))
             continue
         middle = levels.process.at_ratio(between(now, to.ratio, r))
         first_down, first_up = ancestral_split(now, middle, eta)
@@ -113,8 +115,8 @@ def dpmpp_sde(
             reach["noise"] = middle.alpha * first_up * s_noise
             half["noise"] = to.alpha * up * s_noise * math.sqrt(before)
             rest["noise"] = to.alpha * up * s_noise * math.sqrt(1.0 - before)
-        yield Update(now, reach, {"stage1": half})
-        yield Update(middle, rest)
+        yield Update(now, reach, {"stage1": half}, over=(now, middle))
+        yield Update(middle, rest, over=(middle, to))
 
 
 @Configured
@@ -152,7 +154,9 @@ def dpm_fast(levels: Levels, eta: float = 0.0, s_noise: float = 1.0) -> Iterator
         stages, value = exponential(at, scaled(to, down), on_noise=True, exact=True)
         drawn = {"noise": to.alpha * up * s_noise} if up * s_noise else {}
         stages[-1] = replace(stages[-1], more=drawn)
-        yield from staged(at, stages, value)
+        *inner, end_of_step = staged(at, stages, value)
+        yield from inner
+        yield replace(end_of_step, over=(now, to))
         now = to
     if after is not last:
         yield Update(last, transfer(last, after))

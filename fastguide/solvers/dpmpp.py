@@ -132,7 +132,8 @@ def _multistep(
                 x["noise"] = s_noise * to.sigma * math.sqrt(-math.expm1(-2.0 * eta * h))
         elif eta and to.sigma > 0.0:  # from pure noise nothing of x is kept
             x = {"x": 0.0, "denoised": to.alpha, "noise": s_noise * to.sigma}
-        yield Update(at=now, x=x, keep=_history(names, {"denoised": 1.0}, len(past), rule.order))
+        kept = _history(names, {"denoised": 1.0}, len(past), rule.order)
+        yield Update(at=now, x=x, keep=kept, over=(now, to))
         past.insert(0, h)
 
 

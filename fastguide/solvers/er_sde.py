@@ -55,7 +55,8 @@ def er_sde(
         if now.alpha * to.alpha * to.sigma == 0.0:
             fresh = now.alpha == 0.0 and to.sigma > 0.0 and _noise(math.inf, to.ratio, phi) > 0.0
             x = transfer(now, to, 0.0 if fresh else None)
-            yield Update(now, {**x, "noise": s_noise * to.sigma} if fresh and s_noise else x, keep)
+            x = {**x, "noise": s_noise * to.sigma} if fresh and s_noise else x
+            yield Update(now, x, keep, over=(now, to))
             past = []
             continue
         r, end = now.ratio, to.ratio
@@ -76,7 +77,8 @@ def er_sde(
                 gain = 0.5 * span * span + total * phi(end)
                 parts.append((to.alpha * gain * 2.0 / (r - past[1]), bend))
         std = s_noise * to.alpha * _noise(r, end, phi)
-        yield Update(now, combine(*parts, (1.0, {"noise": std} if std else {})), keep)
+        x = combine(*parts, (1.0, {"noise": std} if std else {}))
+        yield Update(now, x, keep, over=(now, to))
         past = [r, *past[:1]]
 
 

@@ -60,11 +60,12 @@ def _reverse(levels: Levels) -> Iterator[Update]:
     for now, to in levels.steps():
         if to.sigma == 0.0 or now.alpha == 0.0:
             x = transfer(now, to, 0.0)
-            yield Update(now, {**x, "noise": to.sigma} if to.sigma else x)
+            yield Update(now, {**x, "noise": to.sigma} if to.sigma else x, over=(now, to))
             continue
         keep, std = now.alpha / to.alpha, transition_std(now, to)
         pull = std**2 / now.sigma**2  # of the score, (alpha denoised - x) / sigma^2
-        yield Update(now, {"x": 2.0 - keep - pull, "denoised": now.alpha * pull, "noise": std})
+        x = {"x": 2.0 - keep - pull, "denoised": now.alpha * pull, "noise": std}
+        yield Update(now, x, over=(now, to))
 
 
 @Configured

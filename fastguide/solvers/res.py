@@ -39,7 +39,7 @@ def _res(levels: Levels, eta: float, s_noise: float, image: str) -> Iterator[Upd
             x["noise"] = drawn
         kept: dict[str, Map] = {"previous": {image: 1.0}}
         last = image == "negative" and to.sigma == 0.0  # it need not be evaluated for this
-        yield Update(now, x, {} if last else kept)
+        yield Update(now, x, {} if last else kept, over=(now, to))
         # the next step's distance back, which the authors measure from where this step aimed
         before = growth(now, end) if math.isfinite(h) else None
 

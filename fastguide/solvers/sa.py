@@ -88,7 +88,9 @@ def sa_solver(
             end = transfer(now, to, 0.0 if fresh else to.sigma)
             added: Map = {"noise": s_noise * to.sigma} if fresh and s_noise else {}
             image = {"denoised": end["denoised"]}
-            yield Update(now, combine((end["x"], x), (1.0, image), (1.0, added)), keep)
+            yield Update(
+                now, combine((end["x"], x), (1.0, image), (1.0, added)), keep, over=(now, to)
+            )
             past, gain = [], None
             continue
         h = growth(now, to)
@@ -105,6 +107,6 @@ def sa_solver(
             nodes = [h, *behind[: order - 1]]
             gain, *weights = _weights(now, to, nodes, 1.0 + t * t, simple_order_2)
             keep["half"] = combine((1.0, base), (1.0, dict(zip(_IMAGES, weights, strict=False))))
-        yield Update(now, predicted, keep)
+        yield Update(now, predicted, keep, over=(now, to))
         past = [h, *(h + distance for distance in past)][:kept]
         inner -= 1

@@ -27,12 +27,15 @@ class Update:
         keep: other slots to write, by name.
         spread: where it is not 0, noise is scaled per element by `exp(spread v)`, v the variance
             that the network predicts.
+        over: from where to where the noise leads, where it may be the increment of one path over
+            that stretch (`noise="brownian"`); None where it is of its own.
     """
 
     at: Level | None
     x: Map
     keep: Mapping[str, Map] = field(default_factory=dict)
     spread: float = 0.0
+    over: tuple[Level, Level] | None = None
 
 
 Solver = Configured[Iterator[Update]]

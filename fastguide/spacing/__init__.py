@@ -6,6 +6,7 @@ Every spacing is a function of (process, steps, options) that returns `Levels`.
 from fastguide.common.checks import check_int
 from fastguide.common.options import Configured
 from fastguide.process import EDM, VP, Process
+from fastguide.spacing.gits_table import gits
 from fastguide.spacing.levels import Levels
 from fastguide.spacing.quantiles import beta
 from fastguide.spacing.sigmas import exponential, karras, kl_optimal, polyexponential
@@ -28,6 +29,7 @@ __all__ = [
     "ddim_stride",
     "exponential",
     "flux",
+    "gits",
     "karras",
     "kl_optimal",
     "leading",

@@ -15,7 +15,6 @@ SPACING_NAMES = {
     "ays_sdxl": "ays:table=sdxl",
     "ays_svd": "ays:table=svd",
     "ddim_uniform": "leading:offset=1",
-    "gits": "ays:table=gits_sd15",
     "gits_sdxl": "ays:table=gits_sdxl",
     "lambda_uniform": "exponential",
     "logsnr": "exponential",

@@ -73,8 +73,13 @@ class Treat:
                 f"the layer {self.layer!r} attended {self.number} times, but {len(self.met)} times "
                 "when the network was looked at"
             )
-        if self.shares and any(one.queries is not None for one in self.met):
-            return
+        if self.shares:
+            if any(one.queries is not None and not one.alone for one in self.met):
+                return
+            raise ValueError(
+                f"layers has {self.layer!r}, in which the image attends to no text, where NAG with "
+                "queries='shared' has its place"
+            )
         if not any(one.images for one in self.met):
             raise ValueError(
                 f"layers has {self.layer!r}, in which no self-attention was met: it has none, or "
@@ -187,12 +192,7 @@ class Treat:
     def weigh(self, call: Scores) -> Tensor:
         """The weights of all rows, where the network multiplies them with the values itself."""
         met = self._next(*call.scores.shape[-2:])
-        if self.shares:
-            raise ValueError(
-                f"layers has {self.layer!r}, which multiplies its attention's weights by itself, "
-                "where NAG does not reach"
-            )
-        if not met.images:
+        if not met.images and not self.shares:
             return call.softmax(call.scores)
         if any(segment.against is not None for segment in self.segments):
             raise ValueError(

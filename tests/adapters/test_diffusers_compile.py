@@ -12,7 +12,7 @@ diffusers = pytest.importorskip("diffusers")
 from tiny_diffusers import sd  # noqa: E402
 from tiny_pipelines import PIPES, ddim, result  # noqa: E402
 
-from fastguide.adapters.diffusers.programs import _graph  # noqa: E402
+from fastguide.engine.compiled import _graph  # noqa: E402
 from fastguide.engine.program import make_program  # noqa: E402
 from fastguide.guidance.base import Branch  # noqa: E402
 

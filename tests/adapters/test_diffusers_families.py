@@ -180,3 +180,13 @@ def test_tokens_of_other_images():
         got = made(told.x, t, {**told.fixed, **told.varying})
     torch.testing.assert_close(got, want)
     assert made.grid(24, (24, 16)) == (4, 6)
+
+
+def test_times_of_tokens():
+    """Of Wan 2.2's 5B: its CFG is its own; a perturbed copy would run at another time."""
+    pipe, call = built("wan")
+    pipe.register_to_config(expand_timesteps=True)
+    want = result(pipe, call)
+    assert error(result(fg.guide(pipe), call), want) <= LIMIT
+    with pytest.raises(ValueError, match="a time for each token"):
+        result(fg.guide(pipe, fg.PAG(2.0, layers="mid")), call)

@@ -85,6 +85,14 @@ def test_bundled_and_exact_models(again):
         assert torch.equal(fg.sample(copied, 1, fg.CFG(2.0), steps=2), want)
 
 
+@pytest.mark.parametrize("again", WAYS)
+def test_a_sampler_that_draws_along_a_path(again):
+    first = fg.Sampler(two_classes(fg.EDM()), fg.CFG(2.0), "ddpm", 3, noise="brownian")
+    copied = again(first)
+    assert torch.equal(copied([1], [3]), first([1], [3]))
+    assert not torch.equal(copied([1], [3]), first.replaced(noise="independent")([1], [3]))
+
+
 def test_a_sampler_in_16_bits_stays_so():
     first = fg.Sampler(model_of(dit()), fg.CFG(2.0), steps=2, dtype=torch.bfloat16, max_batch=3)
     copied = copy.deepcopy(first)

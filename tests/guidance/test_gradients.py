@@ -184,6 +184,69 @@ def test_the_mean_form_moves_the_mean_by_the_variance(variance):
     assert (drawn - plain).abs().max() > 1e-2
 
 
+def square(x, t):
+    return 0.5 * x.flatten(1).square().sum(1)
+
+
+@pytest.mark.parametrize("of", ["x", "denoised"])
+@pytest.mark.parametrize("kind", ["energy", "clip"])
+def test_the_mean_form_of_energies_and_clip(kind, of):
+    """GLIDE's: x' = mean + w s^2 grad + s n, one step at a time; s is the solver's own."""
+    model = exact.two_classes(exact.PROCESSES["vp"])
+    text, w = torch.randn(32), 0.8
+
+    def similarity(x):
+        return 5.0 * torch.cosine_similarity(x.flatten(1), text.to(x.dtype)[None])
+
+    if kind == "energy":
+        guidance = fg.EnergyGuidance(square, w, of=of, form="mean")
+    else:
+        encoder = (lambda x, t: x.flatten(1),)[0]
+        guidance = fg.CLIPGuidance(encoder, text, w, 5.0, of=of, form="mean")
+    levels = fg.linspace.run(model.process, 4)
+    x = fg.noise(range(3), model.shape).double()
+    for e, update in enumerate(fg.ddpm.run(levels), 1):
+        a, b = model.prediction.denoised(update.at)
+        t = torch.full((3,), model.prediction.net_time(update.at), dtype=torch.float64)
+        leaf = x.detach().requires_grad_()
+        clean = a * leaf + b * model.net(leaf, t, LABELS)
+        seen = leaf if of == "x" else clean
+        value = -square(seen, t) if kind == "energy" else similarity(seen)
+        gradient = torch.autograd.grad(value.sum(), leaf)[0]
+        std = update.x.get("noise", 0.0)
+        x = update.x["x"] * x + update.x["denoised"] * clean.detach() + std**2 * w * gradient
+        x = x + std * fg.noise(range(3), model.shape, e) if std else x
+    got = fg.sample(model, LABELS, guidance, "ddpm", levels=levels, seeds=range(3))
+    torch.testing.assert_close(got.double(), x, rtol=1e-3, atol=1e-3)
+
+
+def test_posterior_sampling_by_a_measurement():
+    """As docs/images.md writes it: x0 + w sigma^2 / alpha d(-|A x0(x) - y|) / dx, at one level; and
+    a whole run ends nearer to what was measured.
+    """
+    model = exact.two_classes(exact.PROCESSES["edm"])
+    measured = fg.pooled(2)(torch.randn(3, *model.shape))
+
+    def energy(x0, t):
+        return (fg.pooled(2)(x0) - measured.to(x0.dtype)).flatten(1).norm(dim=1)
+
+    at = model.process.at_ratio(0.7)
+    levels = fg.Levels.from_sigmas(model.process, [0.7])
+    guidance = fg.EnergyGuidance(energy, 1.5, of="denoised")
+    got = fg.sample(model, LABELS, guidance, levels=levels, seeds=range(3))
+    x = (at.sigma * fg.noise(range(3), model.shape).double()).requires_grad_()
+    a, b = model.prediction.denoised(at)
+    t = torch.full((3,), model.prediction.net_time(at), dtype=torch.float64)
+    clean = a * x + b * model.net(model.prediction.input_scale(at) * x, t, LABELS)
+    gradient = torch.autograd.grad(-energy(clean, t).sum(), x)[0]
+    want = clean + 1.5 * at.sigma**2 / at.alpha * gradient
+    torch.testing.assert_close(got.double(), want.detach(), rtol=1e-4, atol=1e-4)
+    run = {"steps": 12, "seeds": range(3)}
+    ends = [fg.sample(model, LABELS, one, "heun", **run) for one in (guidance, None)]
+    led, plain = (energy(images, None) for images in ends)
+    assert (led < plain - 0.1).all()
+
+
 def test_the_mean_form_beside_a_delta_that_adaptive_guidance_drops():
     """Once a branch is gone, the gradient keeps its own weight."""
     model = exact.two_classes(exact.PROCESSES["flow"])
@@ -284,6 +347,8 @@ MODEL = exact.two_classes(exact.PROCESSES["flow"])
             "text_embedding is torch.int64",
         ),
         (lambda: fg.EnergyGuidance(Posterior(MODEL), 1.0, of="y"), ValueError, "of is 'y'"),
+        (lambda: fg.EnergyGuidance(square, 1.0, form="y"), ValueError, "form is 'y'"),
+        (lambda: fg.EnergyGuidance(square, 1.0, form="mean"), ValueError, "draws none"),
     ],
 )
 def test_errors_name_the_argument(make, error, message):

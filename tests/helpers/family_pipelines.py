@@ -220,6 +220,22 @@ def stable_audio():
     return pipe, {**texts(16), "audio_end_in_s": 6.0, **run_of(), "guidance_scale": 5.0}
 
 
+def cogvideox():
+    scheduler = diffusers.DDIMScheduler(
+        prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing"
+    )
+    pipe = pipe_of("CogVideoXPipeline", net_of("cogvideox"), scheduler)
+    return pipe, call_of(texts(12), **VIDEO, guidance_scale=6.0)
+
+
+def mochi():
+    found = texts(16)
+    found["prompt_attention_mask"] = torch.ones(B, TEXT, dtype=torch.bool)
+    found["negative_prompt_attention_mask"] = torch.ones(B, TEXT, dtype=torch.bool)
+    pipe = pipe_of("MochiPipeline", net_of("mochi"))
+    return pipe, call_of(found, size=(32, 64), num_frames=13, guidance_scale=4.5)
+
+
 def kolors():
     unet = sdxl()
     scheduler = diffusers.EulerDiscreteScheduler(
@@ -288,6 +304,8 @@ PIPELINES = {
     "allegro": allegro,
     "sana video": sana_video,
     "stable audio": stable_audio,
+    "cogvideox": cogvideox,
+    "mochi": mochi,
     "kolors": kolors,
 }
 

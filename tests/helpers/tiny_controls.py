@@ -151,12 +151,12 @@ STEERED = {
     "SD T2I-Adapter": (
         lambda: t2i(sd_pipe(), "StableDiffusionAdapterPipeline"),
         "sd",
-        *control(32, "image", "adapter_conditioning_factor"),
+        *control(32, "image", "adapter_conditioning_scale"),
     ),
     "SDXL T2I-Adapter": (
         lambda: t2i(sdxl_pipe(unet=with_one()), "StableDiffusionXLAdapterPipeline"),
         "sdxl",
-        *control(32, "image", "adapter_conditioning_factor"),
+        *control(32, "image", "adapter_conditioning_scale"),
     ),
     "SD3 IP-Adapter": (sd3_ip, "sd3", lambda: embeds(False), None),
     "Flux IP-Adapter": (flux_ip, "flux", lambda: embeds(True), None),

@@ -72,6 +72,9 @@ def energy(x, t):
     return x.square().flatten(1).sum(1)
 
 
+LED = fg.EnergyGuidance(energy, 0.01, form="mean")
+
+
 def results(staged, exactly):
     """Samples by most of what makes tensors: schedules, projections, masks, noise, requests."""
     run = {"steps": 3, "seeds": [1, 2]}
@@ -85,6 +88,7 @@ def results(staged, exactly):
         fg.sample(exactly, [0, 1], fg.REG(fg.CFG(scales)).rescale(0.5), **run),
         fg.sample(exactly, 1, moving, "dpmpp_2m_sde", **run),
         fg.sample(exactly, None, fg.FDG(2.0, 3.0), "ddim_cfgpp", **run),
+        fg.sample(exactly, 1, LED, "ddpm", noise="brownian", **run),
     ]
     sampler = fg.Sampler(staged, fg.CFG(2.0) + fg.PAG(1.0), steps=3)
     found.append(sampler.submit(0, 3, guidance=fg.CFG(1.5)).result(60))

@@ -10,6 +10,7 @@ import pytest
 import fastguide as fg
 from fastguide.common.options import by_name
 from fastguide.spacing import SPACINGS, Levels, default_spacing, tables
+from fastguide.spacing.gits_table import GITS
 
 SD = fg.VP("scaled_linear", 0.00085, 0.012)
 DDPM = fg.VP("linear")
@@ -447,6 +448,18 @@ def test_published_tables_are_as_printed_and_interpolated_in_their_logarithm():
         fg.ays(table="sd3").run(SD, 10)
     with pytest.raises(ValueError, match=r"sigmas\[0\] is .*should be 0 or lie in"):
         fg.ays(table="svd").run(SD, 10)
+
+
+def test_gits_is_as_published_for_2_to_20_steps():
+    for steps in (2, 9, 20):
+        found = ratios(fg.gits.run(SD, steps))
+        assert len(found) == steps + 1
+        want = [14.61464119, *GITS[steps - 2]]
+        assert found[:-1] == pytest.approx(want, rel=1e-4)  # the process ends at 14.6146
+    assert [len(row) for row in GITS] == list(range(1, 20))
+    assert all(a > b for row in GITS for a, b in pairwise([14.7, *row, 0.0]))
+    assert ratios(fg.gits.run(SD, 40))[:40:2] == pytest.approx(ratios(fg.gits.run(SD, 20))[:20])
+    assert len(fg.gits.run(SD, 1).points) == 2
 
 
 def test_kl_optimal_is_even_in_arctan_sigma():

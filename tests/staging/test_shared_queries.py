@@ -122,6 +122,24 @@ def test_beside_cfg():
         sampled(Staged(Called("sd3")), "sd3", cfg + nag, condition("sd3", 2))
 
 
+def test_an_image_without_a_text():
+    block = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, dropout=0.0)
+
+    class Alone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([block.eval()])
+
+        def forward(self, x, t, cond):
+            return self.blocks[0](x.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(x)
+
+    alone = fg.Model(
+        Alone(), fg.Flow(), fg.Prediction("flow"), (16, 4, 4), torch.zeros(1), layers="blocks"
+    )
+    with pytest.raises(ValueError, match="attends to no text"):
+        fg.sample(alone, torch.ones(1, 1), fg.NAG(3.0, queries="shared"), steps=2, seeds=[1])
+
+
 def test_stages_by_hand_say_so():
     from test_perturbation import dit, model_of
 

@@ -11,7 +11,6 @@ from typing import Any
 from fastguide.adapters.diffusers.families import Family, family_of
 from fastguide.adapters.diffusers.network import class_name
 from fastguide.adapters.diffusers.networks import adapt
-from fastguide.adapters.diffusers.schedulers import meaning_of
 from fastguide.staging.contract import Staged, layers_of
 
 
@@ -85,6 +84,9 @@ RECOMMENDED: dict[str, tuple[Recommended, ...]] = {
             "SLG", 3.0, (*_BLOCKS_789, *_SINGLE_789), (0.01, 0.15), "ComfyUI, SkipLayerGuidanceDiT"
         ),
     ),
+    "WanTransformer3DModel": (
+        Recommended("SLG", None, ("blocks.10",), None, "usual among users of Wan, on='negative'"),
+    ),
     "MochiTransformer3DModel": (
         Recommended("STG", 1.0, ("transformer_blocks.34",), None, "Hyung et al. 2024 (STG)"),
     ),
@@ -98,7 +100,7 @@ def family(pipe: Any) -> PipelineFamily:
     if net is None and known.second is not None:
         net = getattr(pipe, known.second[0])
     name = class_name(net)
-    adapted = adapt(net, meaning_of(pipe.scheduler).time_scale, known.whole)
+    adapted = adapt(net, 1.0, known.whole)
     staged = isinstance(adapted, Staged)
     layers = layers_of(adapted) if isinstance(adapted, Staged) else ()
     chosen = RECOMMENDED.get(name, ())

@@ -28,6 +28,7 @@ class Blocks:
         backwards: whether pipelines give 1 - t for a flow's time t in [0, 1].
         negated: whether they negate what the network returns.
         packed: whether latents are tokens `[B, N, C]`.
+        frames_first: whether latents of a video are `[B, T, C, H, W]`.
         extra: whether the network's input may have more channels than latents have.
         lists: whether latents, what the network returns and the arguments of these names are lists
             of a tensor for each sample, images with an axis of one frame.
@@ -43,6 +44,7 @@ class Blocks:
     backwards: bool = False
     negated: bool = False
     packed: bool = False
+    frames_first: bool = False
     extra: bool = False
     lists: tuple[str, ...] = ()
     axes: tuple[tuple[str, int], ...] = ()
@@ -74,7 +76,7 @@ BLOCKS: dict[str, Blocks] = {
         ("joint_transformer_blocks", "single_transformer_blocks"), "time_step_proj", times=1e-3
     ),
     "ChromaTransformer2DModel": Blocks(_DOUBLE, times=1e-3, packed=True),
-    "CogVideoXTransformer3DModel": Blocks(_JOINT, "time_embedding"),
+    "CogVideoXTransformer3DModel": Blocks(_JOINT, "time_embedding", frames_first=True),
     "CogView4Transformer2DModel": Blocks(_JOINT, "time_condition_embed"),
     "DiTTransformer2DModel": Blocks(_JOINT),
     "Flux2Transformer2DModel": Blocks(_DOUBLE, "time_guidance_embed", times=1e-3, packed=True),

@@ -45,6 +45,8 @@ class ByBlocks(Whole):
         """How an image's tokens lie; of packed latents `(N, C)` by what the pipeline says of them
         (`img_shapes`, `img_ids`, `position_ids`, or frames, height and width).
         """
+        if len(sample) == 4 and self.told.frames_first:
+            sample = (sample[1], sample[0], *sample[2:])
         if len(sample) != 2:
             return grid_of(tokens, sample)
         told = self.static

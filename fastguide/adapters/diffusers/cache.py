@@ -14,8 +14,8 @@ from torch import nn
 from fastguide.adapters.diffusers.look import structure
 from fastguide.adapters.diffusers.network import Adapted
 from fastguide.adapters.diffusers.networks import made, why_not_staged
-from fastguide.adapters.diffusers.programs import Compiled
 from fastguide.adapters.diffusers.whole import Whole
+from fastguide.engine.compiled import Compiled
 from fastguide.engine.passes import Passes
 from fastguide.engine.pattern import Pattern
 

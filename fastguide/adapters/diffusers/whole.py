@@ -72,6 +72,11 @@ class Whole(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """The prediction."""
+        if self.times_of_tokens:
+            raise ValueError(
+                "the pipeline gives its network a time for each token, and guidance that runs the "
+                "network beside the pipeline's own calls has one for each sample"
+            )
         given = {"encoder_hidden_states": cond} if isinstance(cond, Tensor) else (cond or {})
         given = dict(given)
         fixed = given.pop(FIXED, None)
@@ -128,8 +133,9 @@ class Whole(nn.Module):
         x = given.pop(self.arguments[0])
         if self.told.lists:
             x = torch.stack(tuple(x)).squeeze(2)
-        for name in (self.time, "return_dict"):
-            given.pop(name, None)
+        time = given.pop(self.time, None)
+        self.times_of_tokens = isinstance(time, Tensor) and time.ndim > 1
+        given.pop("return_dict", None)
         tokens = self._own_tokens(given) if self.told.packed else None
         others = tokens is not None and tokens < x.shape[1]
         if others:  # which do not lie on the latents' grid
@@ -175,6 +181,7 @@ class Whole(nn.Module):
             self._places = (ids, int((one[:, 0] == one[0, 0]).sum()))
         return self._places[1] if isinstance(ids, Tensor) else None
 
+    times_of_tokens = False  # in the last call
     _known: tuple[Fixed, ...] = ()
     _places: tuple[Any, int | None] = (None, None)  # the last call's, whose number is known
 
