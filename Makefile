@@ -18,8 +18,9 @@ COMPILED := $(shell find csrc -name '*.*') setup.py pyproject.toml
 FAMILIES := $(addprefix methods-,perturbation autoguidance icg tsg sims every gradients reg)
 ONE_HEAD := --irrelevant 0 --negative 0 --no-split --compile --dtype fp16
 
-.PHONY: sample test lint bench baseline quality solvers inpainting toys reg-modes ddim-table methods \
-  grids judges cuda-build wheels wheel-test gpu attack model classifier clip help clean $(FAMILIES)
+.PHONY: sample test lint bench baseline bench-serving soak-serving quality solvers inpainting toys \
+  reg-modes ddim-table methods grids judges cuda-build wheels wheel-test gpu attack model classifier \
+  clip help clean $(FAMILIES)
 
 ##@ Daily
 sample: $(VENV)/installed ## draw samples of the bundled model into samples.png
@@ -47,6 +48,12 @@ bench: $(VENV)/installed ## each row against BASE, in turns, and against its lim
 
 baseline: $(VENV)/installed ## the same; this processor's figures into bench/baseline.json
 	$(BIN)/pytest -q bench/timing --base '$(BASE)' --keep
+
+bench-serving: $(VENV)/installed ## a server under open-loop load, beside whole requests in batches; ARGS
+	$(BIN)/python bench/serving/load.py $(ARGS)
+
+soak-serving: $(VENV)/installed ## 2,000 mixed requests, each held to the request alone; ARGS
+	$(BIN)/python bench/serving/soak.py $(ARGS)
 
 ##@ Quality (bench/quality): figures and pictures of the docs
 # ARGS goes to it: make quality ARGS='--dtype bf16 --scales 1,1.5,2,3,5 --pair-samples 200'

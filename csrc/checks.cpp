@@ -71,7 +71,8 @@ void check_step(const at::Tensor& state, at::TensorList branches, const at::Tens
                 const std::optional<at::Tensor>& seeds, const std::optional<at::Tensor>& noise,
                 const std::optional<at::Tensor>& net_input, const at::Tensor& first_bad,
                 const std::optional<at::Tensor>& variance, const std::optional<at::Tensor>& bound,
-                int64_t extra, const std::optional<at::Tensor>& factor, int64_t factored) {
+                int64_t extra, const std::optional<at::Tensor>& factor, int64_t factored,
+                const std::optional<at::Tensor>& number) {
   const Check check{"step", state.device()};
   check.that(state.dim() == 4 && state.size(0) >= 1 && state.size(0) <= kMaxSlots, "state");
   check.dense(state, at::kFloat, state.sizes(), "state");
@@ -86,7 +87,15 @@ void check_step(const at::Tensor& state, at::TensorList branches, const at::Tens
                  weights.size(2) > static_cast<int64_t>(branches.size()),
              "weights");
   check.dense(weights, at::kFloat, weights.sizes(), "weights");
-  check.dense(evaluation, at::kLong, {}, "evaluation");
+  if (evaluation.dim() == 0) {
+    check.dense(evaluation, at::kLong, {}, "evaluation");
+  } else {
+    check.dense(evaluation, at::kLong, {batch}, "evaluation");
+  }
+  if (number) {
+    check.that(evaluation.dim() == 1, "number");
+    check.dense(*number, at::kLong, {batch}, "number");
+  }
   check.dense(first_bad, at::kInt, {batch}, "first_bad");
   if (seeds) check.dense(*seeds, at::kLong, {batch}, "seeds");
   if (noise) check.dense(*noise, at::kFloat, sample, "noise");
@@ -109,7 +118,11 @@ void check_gram(const at::Tensor& x, at::TensorList branches, const at::Tensor& 
   check.dense(x, at::kFloat, x.sizes(), "x");
   check.that(!branches.empty() && branches.size() <= kMaxGramBranches, "branches");
   for (const at::Tensor& branch : branches) check.floats(branch, x.sizes(), "branches");
-  check.dense(base, at::kFloat, {2}, "base");
+  if (base.dim() == 1) {
+    check.dense(base, at::kFloat, {2}, "base");
+  } else {
+    check.dense(base, at::kFloat, {x.size(0), 2}, "base");
+  }
   check_factor(check, factor, factored, x.sizes());
 }
 
@@ -131,8 +144,8 @@ void check_noise(const at::Tensor& seeds, int64_t numel,
   check.dense(seeds, at::kLong, seeds.sizes(), "seeds");
   check.that(numel >= 0 && numel <= kMost, "numel");
   if (!counter) return;
-  check.that(counter->numel() == 1, "counter");
-  check.view(*counter, at::kLong, counter->sizes(), "counter");
+  check.that(counter->numel() == 1 || counter->numel() == seeds.numel(), "counter");
+  check.dense(*counter, at::kLong, counter->sizes(), "counter");
 }
 
 void check_group_norm(const at::Tensor& tokens, const at::Tensor& gamma, const at::Tensor& beta,

@@ -14,7 +14,8 @@ void check_step(const at::Tensor& state, at::TensorList branches, const at::Tens
                 const std::optional<at::Tensor>& seeds, const std::optional<at::Tensor>& noise,
                 const std::optional<at::Tensor>& net_input, const at::Tensor& first_bad,
                 const std::optional<at::Tensor>& variance, const std::optional<at::Tensor>& bound,
-                int64_t extra, const std::optional<at::Tensor>& factor, int64_t factored);
+                int64_t extra, const std::optional<at::Tensor>& factor, int64_t factored,
+                const std::optional<at::Tensor>& number);
 
 void check_gram(const at::Tensor& x, at::TensorList branches, const at::Tensor& base,
                 const std::optional<at::Tensor>& factor, int64_t factored);

@@ -23,7 +23,7 @@ TORCH_LIBRARY(fastguide, m) {
       "step(Tensor(a!) state, Tensor[] branches, Tensor weights, Tensor table, Tensor evaluation, "
       "Tensor? seeds, Tensor? noise, Tensor(b!)? net_input, Tensor(c!) first_bad, "
       "int reads, int writes, Tensor? variance, Tensor? bound, int extra, int deltas, Tensor? factor, "
-      "int factored) -> ()");
+      "int factored, Tensor? number=None) -> ()");
   m.def(
       "identity_attention(Tensor q, Tensor k, Tensor v, Tensor context_k, Tensor context_v, "
       "float scale, Tensor? context_mask) -> Tensor");

@@ -19,7 +19,9 @@ from fastguide.sampling.adaptive import Solved, ode
 from fastguide.sampling.finite import NonFiniteError
 from fastguide.sampling.likelihood import log_likelihood
 from fastguide.sampling.measurements import grey, pooled
+from fastguide.sampling.rollout import Rollout
 from fastguide.serving.pool import Pool
+from fastguide.serving.server import Server
 from fastguide.solvers import *  # noqa: F403
 from fastguide.solvers.names import named as solver
 from fastguide.spacing import *  # noqa: F403
@@ -43,7 +45,9 @@ __all__ = [
     "Pool",
     "Prediction",
     "Progress",
+    "Rollout",
     "Sampler",
+    "Server",
     "Solved",
     "TextImage",
     "accelerate",

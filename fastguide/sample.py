@@ -31,6 +31,7 @@ from fastguide.sampling.inputs import bind_all, make_inputs
 from fastguide.sampling.inversion import inverted
 from fastguide.sampling.known import as_known
 from fastguide.sampling.planning import Planned, make_ready
+from fastguide.sampling.rollout import Rollout, check_rollout, rollout_of
 from fastguide.sampling.running import Runner
 from fastguide.sampling.setup import check_as_made, set_up
 from fastguide.sampling.warmup import warm_up
@@ -211,6 +212,38 @@ class Sampler:
         if check:
             check_finite(plan, samples, first_bad, bad_gradient, numbers)
         return samples
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def rollout(
+        self,
+        cond: Any = None,
+        seeds: int | Iterable[int] | Tensor = 0,
+        negative: Any = None,
+        noise: Tensor | None = None,
+        step_noise: Sequence[Tensor] | None = None,
+        *,
+        init: Tensor | None = None,
+    ) -> Rollout:
+        """Sample, and keep x of every step and the log-probability of each that draws noise; the
+        arguments are those of a call.
+
+        Raises:
+            ValueError: as in a call, or the solver scales its noise by a learned variance.
+        """
+        planned = self._planned
+        check_rollout(planned.plan, None)
+        numbers = ops.as_seeds(seeds, self.device)
+        inputs = make_inputs(planned, cond, negative, numbers, noise, step_noise, init)
+        trajectory: list[Tensor] = []
+
+        def look(_: int, state: Tensor) -> bool:
+            trajectory.append(state[0][: len(numbers)].clone())
+            return False
+
+        samples, first_bad, bad_gradient = self._runner.run(planned, inputs, look=look)
+        check_finite(planned.plan, samples, first_bad, bad_gradient, numbers)
+        return rollout_of(planned.plan, torch.stack(trajectory), numbers, inputs.step_noise)
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -26,6 +26,7 @@ def products_kernel(
     DELTAS: tl.constexpr,
     FACTORED: tl.constexpr,
     PLAIN: tl.constexpr,
+    EACH: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK: tl.constexpr,
     STEPS: tl.constexpr,
@@ -38,6 +39,8 @@ def products_kernel(
     ENTRIES: tl.constexpr = N * (N + 3) // 2
     partial_ptr += tl.program_id(0).to(tl.int64) * ENTRIES
 
+    if EACH:
+        base_ptr += 2 * sample
     a, b = tl.load(base_ptr), tl.load(base_ptr + 1)
     sums = ()
     for _ in tl.static_range(ENTRIES):
@@ -162,6 +165,7 @@ def gram(
             DELTAS=deltas,
             FACTORED=factored,
             PLAIN=all(is_plain(branch) for branch in branches),
+            EACH=base.ndim == 2,
             INDEX=tl.int32 if numel < 2**31 - chunk else tl.int64,
             BLOCK=settings["BLOCK"],
             STEPS=settings["STEPS"],

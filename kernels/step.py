@@ -33,6 +33,7 @@ def step_kernel(
     first_bad_ptr,
     bound_ptr,
     factor_ptr,
+    number_ptr,
     numel,
     pixels,
     weights_evaluation_stride,
@@ -48,6 +49,7 @@ def step_kernel(
     VARIANCE: tl.constexpr,
     EXTRA: tl.constexpr,
     COPIES: tl.constexpr,
+    EACH: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -80,7 +82,10 @@ def step_kernel(
     noise = tl.zeros_like(x)
     if NOISE == "given":
         noise = tl.load(noise_ptr + at, mask=inside)
-    evaluation = tl.load(evaluation_ptr)
+    evaluation = tl.load(evaluation_ptr + sample if EACH else evaluation_ptr)
+    number = evaluation
+    if number_ptr is not None:
+        number = tl.load(number_ptr + sample)
     row_ptr = table_ptr + evaluation * (MATRIX + SLOTS * (SLOTS + 3))
     weight_ptr = (
         weights_ptr + evaluation * weights_evaluation_stride + sample * weights_sample_stride
@@ -114,7 +119,7 @@ def step_kernel(
             denoised = tl.clamp(denoised, -bound, bound, propagate_nan=tl.PropagateNan.ALL)
             denoised = denoised * (1.0 / bound)
     if NOISE == "drawn":
-        noise = normals(tl.load(seeds_ptr + sample), evaluation, start, BLOCK)
+        noise = normals(tl.load(seeds_ptr + sample), number, start, BLOCK)
     if VARIANCE:
         noise = noise * tl.exp(tl.load(row_ptr + SPREAD) * branches[BRANCHES])
 
@@ -141,7 +146,7 @@ def step_kernel(
     # 0 times infinity or NaN is NaN; summed within a thread, so that no barrier is needed
     bad = tl.sum(tl.where(inside, 0.0 * new_x, 0.0).reshape(BLOCK // 4, 4), axis=1) != 0.0
     target = first_bad_ptr + sample + tl.zeros([BLOCK // 4], tl.int32)
-    tl.atomic_min(target, evaluation.to(tl.int32), mask=bad, sem="relaxed")
+    tl.atomic_min(target, number.to(tl.int32), mask=bad, sem="relaxed")
 
 
 @triton.jit
@@ -171,6 +176,7 @@ def step(
     deltas: int,
     factor: Tensor | None,
     factored: int,
+    number: Tensor | None = None,
 ) -> None:
     """Launch on `state` [slots, B, channels, pixels]; see fastguide.ops.step for the arguments."""
     slots, batch, channels, pixels = state.shape
@@ -193,6 +199,7 @@ def step(
             first_bad,
             bound,
             factor,
+            number,
             numel,
             pixels,
             weights.stride(0),
@@ -208,6 +215,7 @@ def step(
             VARIANCE=variance is not None,
             EXTRA=("none", "unclamped", "negative")[extra],
             COPIES=0 if net_input is None else net_input.shape[0] // batch,
+            EACH=evaluation.ndim == 1,
             INDEX=tl.int32 if numel < 2**31 - settings["BLOCK"] else tl.int64,
             BLOCK=settings["BLOCK"],
             enable_fp_fusion=True,  # Triton's default; said here, as later versions change it

@@ -36,6 +36,7 @@ struct Arguments {
   const Branch* branches;
   int64_t branch_count;
   const float* base;    // a, b
+  int64_t base_stride;  // from one sample's to the next: 0 where they share them
   int64_t deltas;       // bit k: branch k is a delta already
   const float* factor;  // or null
   int64_t factored;     // bit k: delta k is multiplied by the factor
@@ -166,7 +167,8 @@ void sum_chunk(double* sums, const Arguments& a, int64_t sample, int64_t start, 
   const int64_t n = a.branch_count + 1;
   std::fill_n(totals[0], entries(n) * kLanes, 0.0);
   Streams s{};
-  s.of_x = a.base[0], s.of_prediction = a.base[1], s.deltas = a.deltas, s.factored = a.factored;
+  const float* base = a.base + sample * a.base_stride;
+  s.of_x = base[0], s.of_prediction = base[1], s.deltas = a.deltas, s.factored = a.factored;
   for (int64_t done = 0; done < count; done += kRun) {
     const int64_t length = std::min(kRun, count - done), first = start + done;
     const int64_t at = sample * a.numel + first;
@@ -214,6 +216,7 @@ at::Tensor gram(const at::Tensor& x, at::TensorList branches, const at::Tensor& 
                     views.data(),
                     n - 1,
                     base.const_data_ptr<float>(),
+                    base.dim() == 2 ? base.stride(0) : 0,
                     deltas,
                     factor ? factor->const_data_ptr<float>() : nullptr,
                     factored};

@@ -49,14 +49,15 @@ constexpr int64_t kChunk = 4096;
 
 }  // namespace
 
-// The evaluation is that of the counter, where there is one.
+// The evaluation is that of the counter, where there is one; of each sample where it has as many.
 at::Tensor noise(const at::Tensor& seeds, int64_t evaluation, int64_t numel,
                  const std::optional<at::Tensor>& counter) {
   check_noise(seeds, numel, counter);
-  if (counter) evaluation = *counter->const_data_ptr<int64_t>();
   const int64_t batch = seeds.numel();
   at::Tensor out = seeds.new_empty({batch, numel}, at::kFloat);
   const int64_t* seed = seeds.const_data_ptr<int64_t>();
+  const int64_t* number = counter ? counter->const_data_ptr<int64_t>() : &evaluation;
+  const int64_t each = counter && counter->numel() == batch ? 1 : 0;
   float* data = out.mutable_data_ptr<float>();
   const int64_t chunks = (numel + kChunk - 1) / kChunk;
   at::parallel_for(0, batch * chunks, 1, [&](int64_t begin, int64_t end) {
@@ -64,8 +65,8 @@ at::Tensor noise(const at::Tensor& seeds, int64_t evaluation, int64_t numel,
     for (int64_t i = begin; i < end; ++i) {
       const int64_t sample = i / chunks, start = i % chunks * kChunk;
       const int64_t count = std::min(kChunk, numel - start);
-      fill_normals(buffer, static_cast<uint64_t>(seed[sample]), static_cast<uint32_t>(evaluation),
-                   static_cast<uint64_t>(start / 4), count);
+      fill_normals(buffer, static_cast<uint64_t>(seed[sample]),
+                   static_cast<uint32_t>(number[each * sample]), static_cast<uint64_t>(start / 4), count);
       std::copy_n(buffer, count, data + sample * numel + start);
     }
   });

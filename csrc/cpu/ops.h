@@ -33,7 +33,8 @@ void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
           const std::optional<at::Tensor>& net_input, at::Tensor& first_bad, int64_t reads,
           int64_t writes, const std::optional<at::Tensor>& variance,
           const std::optional<at::Tensor>& bound, int64_t extra, int64_t deltas,
-          const std::optional<at::Tensor>& factor, int64_t factored);
+          const std::optional<at::Tensor>& factor, int64_t factored,
+          const std::optional<at::Tensor>& number);
 
 at::Tensor identity_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                               const at::Tensor& context_k, const at::Tensor& context_v,

@@ -33,10 +33,13 @@ struct Arguments {
   int64_t deltas;         // bit k: branch k is a delta already
   const float* factor;    // or null
   int64_t factored;       // bit k: delta k is multiplied by the factor
-  const float* row;      // of the table
-  const float* weights;  // of the evaluation: [batch, x and branches]
-  int64_t weight_stride;
-  uint32_t evaluation;
+  const float* table;
+  int64_t table_stride;
+  const float* weights;  // [evaluations, batch, x and branches]
+  int64_t evaluation_stride, weight_stride;
+  const int64_t* evaluations;  // one for all samples, or one for each
+  bool each;
+  const int64_t* numbers;  // of each sample's noise; null: its evaluation
   const int64_t* seeds;  // or null
   const float* noise;    // or null
   void* input;           // or null
@@ -136,10 +139,14 @@ void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
   alignas(64) float out[kMaxSlots][kRun];
   const int64_t slot_size = a.batch * a.numel, at = sample * a.numel + start;
   const float* x = a.state + at;
-  const float* weight = a.weights + sample * a.weight_stride;
+  const int64_t evaluation = a.evaluations[a.each ? sample : 0];
+  const int64_t number = a.numbers != nullptr ? a.numbers[sample] : evaluation;
+  const float* row = a.table + evaluation * a.table_stride;
+  const float* weight =
+      a.weights + evaluation * a.evaluation_stride + sample * a.weight_stride;
 
   if (a.branch_count > 0) {
-    const float of_x = a.row[kOfX], of_prediction = a.row[kOfPrediction];
+    const float of_x = row[kOfX], of_prediction = row[kOfPrediction];
     load(positive, a.branches[0], sample, start, count);
     first_branch(guided, positive, weight[1], count);
     if (a.extra == kNegative) affine(extra, x, positive, of_x, of_prediction, count);
@@ -152,20 +159,21 @@ void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
     }
     const float share = weight[0] * of_x;
     if (a.extra == kUnclamped) affine(extra, x, guided, share, of_prediction, count);
-    denoise(guided, x, share, of_prediction, a.row[kLow], a.row[kHigh], count);
+    denoise(guided, x, share, of_prediction, row[kLow], row[kHigh], count);
     if (a.bound != nullptr) threshold(guided, a.bound[sample], count);
   }
   const float* noise = nullptr;
   if (a.noise != nullptr) {
     noise = a.noise + at;
   } else if (a.seeds != nullptr) {
-    fill_normals(drawn, static_cast<uint64_t>(a.seeds[sample]), a.evaluation,
+    fill_normals(drawn, static_cast<uint64_t>(a.seeds[sample]),
+                 static_cast<uint32_t>(number),
                  static_cast<uint64_t>(start / 4), count);
     noise = drawn;
   }
   if (a.variance != nullptr && noise != nullptr) {
     load(other, *a.variance, sample, start, count);
-    for (int64_t i = 0; i < count; ++i) drawn[i] = noise[i] * std::exp(a.row[kSpread] * other[i]);
+    for (int64_t i = 0; i < count; ++i) drawn[i] = noise[i] * std::exp(row[kSpread] * other[i]);
     noise = drawn;
   }
   const bool has_extra = a.extra != kNone && a.branch_count > 0;
@@ -173,7 +181,7 @@ void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
   // every output reads the old slots, so all are formed before any is stored
   for (int64_t r = 0; r < a.slots; ++r) {
     if (!(a.writes >> r & 1)) continue;
-    const float* c = a.row + kMatrix + r * (a.slots + 3);
+    const float* c = row + kMatrix + r * (a.slots + 3);
     if (a.branch_count > 0) {
       scale(out[r], guided, c[a.slots], count);
     } else {
@@ -190,13 +198,13 @@ void run(const Arguments& a, int64_t sample, int64_t start, int64_t count) {
   }
   if (!all_finite(x, count)) {  // rare: samples share no entry, but the runs of one sample do
     int32_t seen = __atomic_load_n(&a.first_bad[sample], __ATOMIC_RELAXED);
-    const int32_t now = static_cast<int32_t>(a.evaluation);
+    const int32_t now = static_cast<int32_t>(number);
     while (now < seen && !__atomic_compare_exchange_n(&a.first_bad[sample], &seen, now, false,
                                                       __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
     }
   }
   for (int64_t copy = 0; copy < a.copies; ++copy) {
-    store_run(a.input, copy * slot_size + at, x, a.row[kInputScale], count, a.input_type);
+    store_run(a.input, copy * slot_size + at, x, row[kInputScale], count, a.input_type);
   }
 }
 
@@ -208,12 +216,15 @@ void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
           const std::optional<at::Tensor>& net_input, at::Tensor& first_bad, int64_t reads,
           int64_t writes, const std::optional<at::Tensor>& variance,
           const std::optional<at::Tensor>& bound, int64_t extra, int64_t deltas,
-          const std::optional<at::Tensor>& factor, int64_t factored) {
+          const std::optional<at::Tensor>& factor, int64_t factored,
+          const std::optional<at::Tensor>& number) {
   check_step(state, branches, weights, table, evaluation, seeds, noise, net_input, first_bad,
-             variance, bound, extra, factor, factored);
-  const int64_t e = *evaluation.const_data_ptr<int64_t>();
-  TORCH_CHECK(e >= 0 && e < table.size(0), "step: evaluation is ", e, ", but table has ",
-              table.size(0), " rows");
+             variance, bound, extra, factor, factored, number);
+  const int64_t* evaluations = evaluation.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < evaluation.numel(); ++i) {
+    TORCH_CHECK(evaluations[i] >= 0 && evaluations[i] < table.size(0), "step: evaluation is ",
+                evaluations[i], ", but table has ", table.size(0), " rows");
+  }
   if (state.numel() == 0) return;
   const int64_t slots = state.size(0), batch = state.size(1);
   const int64_t numel = state.size(2) * state.size(3);
@@ -226,10 +237,11 @@ void step(at::Tensor& state, at::TensorList branches, const at::Tensor& weights,
   a.branches = views.data(), a.branch_count = static_cast<int64_t>(views.size());
   a.deltas = deltas, a.factored = factored;
   a.factor = factor ? factor->const_data_ptr<float>() : nullptr;
-  a.row = table.const_data_ptr<float>() + e * table.stride(0);
-  a.weights = weights.const_data_ptr<float>() + e * weights.stride(0);
+  a.table = table.const_data_ptr<float>(), a.table_stride = table.stride(0);
+  a.weights = weights.const_data_ptr<float>(), a.evaluation_stride = weights.stride(0);
   a.weight_stride = weights.size(1) == 1 ? 0 : weights.stride(1);
-  a.evaluation = static_cast<uint32_t>(e);
+  a.evaluations = evaluations, a.each = evaluation.dim() == 1;
+  a.numbers = number ? number->const_data_ptr<int64_t>() : nullptr;
   a.seeds = seeds ? seeds->const_data_ptr<int64_t>() : nullptr;
   a.noise = noise ? noise->const_data_ptr<float>() : nullptr;
   a.input = net_input ? net_input->mutable_data_ptr() : nullptr;

@@ -17,16 +17,17 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// The evaluation is `evaluation`, or where the counter is not null what lies there.
+// The evaluation is `evaluation`, or where the counter is not null what lies there: for all samples,
+// or for `each`.
 // One thread per Philox block of four elements, grid-stride over the sample's blocks.
 __global__ void __launch_bounds__(kThreads)
 noise_kernel(float* __restrict__ out, const int64_t* __restrict__ seeds,
-             const int64_t* __restrict__ counter, uint32_t evaluation, int64_t batch, int64_t numel,
-             bool aligned) {
-  if (counter != nullptr) evaluation = static_cast<uint32_t>(*counter);
+             const int64_t* __restrict__ counter, bool each, uint32_t evaluation, int64_t batch,
+             int64_t numel, bool aligned) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t sample = blockIdx.y; sample < batch; sample += gridDim.y) {
     const uint64_t seed = static_cast<uint64_t>(seeds[sample]);
+    if (counter != nullptr) evaluation = static_cast<uint32_t>(counter[each ? sample : 0]);
     float* row = out + sample * numel;
     for (int64_t block = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
          4 * block < numel; block += stride) {
@@ -56,7 +57,8 @@ at::Tensor noise(const at::Tensor& seeds, int64_t evaluation, int64_t numel,
                   static_cast<unsigned>(std::min<int64_t>(batch, 65535)));
   noise_kernel<<<grid, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
       out.mutable_data_ptr<float>(), seeds.const_data_ptr<int64_t>(),
-      counter ? counter->const_data_ptr<int64_t>() : nullptr, static_cast<uint32_t>(evaluation), batch, numel, numel % 4 == 0);
+      counter ? counter->const_data_ptr<int64_t>() : nullptr, counter && counter->numel() == batch,
+      static_cast<uint32_t>(evaluation), batch, numel, numel % 4 == 0);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }

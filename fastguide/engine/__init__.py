@@ -37,6 +37,11 @@ Captured, beside it:
       graph       captures by key, replayed on copies of the inputs
         recorder    what the device does: warm up, capture, replay
 
+Of many runs at once, beside it:
+
+    stacked     rows of many plans in one layout, and what they must have in common
+    tick        one evaluation of a batch of runs, each at a row of its own
+
 Looked at before a run: `measure` (how rows are fastest, how many kernels a run launches), `memory`
 (what it takes), and after it: `stats`.
 """

@@ -59,7 +59,7 @@ def run_captured(
 
     key = (way, mode, settings, structure(plan, settings.dtype))
     samples, first_bad, bad_gradient = graphs(key, tree, make, watch)
-    return samples[:batch], first_bad[:batch], bad_gradient
+    return samples[:batch], first_bad[:batch], bad_gradient[:batch]
 
 
 def _whole(

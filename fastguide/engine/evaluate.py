@@ -69,7 +69,7 @@ class Evaluate:
         if plan.rewrites:
             copies = plan.weights.expand(-1, predict.seeds.shape[0], -1)
             self.weights = copies.clone(memory_format=torch.contiguous_format)
-        self.bad_gradient = torch.full_like(plan.at(0).index, len(plan.rows))
+        self.bad_gradient = torch.full_like(predict.seeds, len(plan.rows))
 
     @property
     def kept(self) -> Kept:
@@ -221,8 +221,8 @@ class Evaluate:
             graph,
         )
         gradient = torch.where(weight != 0.0, gradient, 0.0)  # it may not be finite for the others
-        finite = gradient.isfinite().all()
-        now = torch.where(finite, self.bad_gradient, at.index)
+        finite = gradient.flatten(1).isfinite().all(1)
+        now = torch.where(finite, self.bad_gradient, at.counted)
         self.bad_gradient = torch.minimum(self.bad_gradient, now)
         return gradient if potential.mean else facts[Fact.GAIN] * gradient
 
@@ -261,10 +261,12 @@ class Evaluate:
             return planned
         row = at.table
         base = row[Column.OF_X : Column.OF_PREDICTION + 1]
+        if at.each:
+            base = base.flatten(1).T.contiguous()
         gram = ops.gram(state, branches, base, deltas, factor, factored)
         null = Branch("null")
         at_null = pattern.branches.index(null) if null in pattern.branches else None
-        products = Products(gram, row[Column.OF_PREDICTION], state[0].numel(), at_null)
+        products = Products(gram, row[Column.OF_PREDICTION].flatten(), state[0].numel(), at_null)
         weights = projected_weights(pattern, products, planned, self.memory)
         self._write(at, weights)
         for branch, kept in self.memory.items():
@@ -275,7 +277,9 @@ class Evaluate:
     def _write(self, at: At, weights: Tensor) -> None:
         """The row's weights, its first columns: those of the branches there are."""
         rows = self.weights[:, :, : weights.shape[1]]
-        if isinstance(at.number, int):
+        if at.each:
+            rows[:, 0] = weights
+        elif isinstance(at.number, int):
             rows[at.number] = weights
         else:
             rows.index_copy_(0, at.number, weights.to(rows.dtype).expand(rows.shape[1:])[None])

@@ -72,12 +72,16 @@ class Row:
 
 @dataclass(frozen=True)
 class At:
-    """One row of a plan: what is static, and its numbers on the device.
+    """One row of a plan: what is static, and its numbers on the device. Or `each` sample of a batch
+    at a row of its own, of plans that are stacked.
 
     Args:
-        number: the index of the row, an int or an int64 tensor `[1]` on the device.
-        index: the same, an int64 scalar tensor, for the kernels.
-        table, weights, time, nag, facts: the row of these tensors of the plan.
+        number: the index of the row, an int or an int64 tensor `[1]` on the device; of each sample
+            int64 `[B]`: the number of its noise.
+        index: the same, an int64 scalar tensor, for the kernels; of each sample int64 `[B]`: its
+            row of the stacked tables.
+        table, weights, time, nag, facts: the row of these tensors of the plan. Where each sample
+            has one, `[width, B, 1, ...]`, `[B, 1 + K]`, `[B]`, `[B]` and `[6, B, 1, ...]`.
         ratio: `Fact.TIME` of the facts.
     """
 
@@ -90,6 +94,16 @@ class At:
     nag: Tensor
     facts: Tensor
     ratio: Tensor
+
+    @property
+    def each(self) -> bool:
+        """Whether each sample has a row of its own."""
+        return self.index.ndim == 1
+
+    @property
+    def counted(self) -> Tensor:
+        """What noise and reports count by, an int64 tensor: a scalar, or `[B]`."""
+        return self.number if self.each and isinstance(self.number, Tensor) else self.index
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Predict:
             if not one.draws_condition
         }
         self.tables = time_tables(plan, passes) if times is None else times
-        self.times = {net: table.unbind() for net, table in self.tables.items()}
+        self.times = {net: table.split(1) for net, table in self.tables.items()}
         self.side: torch.cuda.Stream | None = None
         if any(one.beside for one in passes.values()):
             self.side = torch.cuda.Stream(seeds.device)
@@ -153,10 +153,12 @@ class Predict:
         return self._execute(one.program, x, t, bound, batch, shape, context, differentiate)
 
     def _time(self, at: At, net: Other | None) -> Tensor:
-        """What the network's rows have for a time."""
+        """What the network's rows have for a time, `[1, ...]`, or `[B, ...]` for each sample."""
+        if at.each:
+            return self.tables[net]
         if isinstance(at.number, int):
             return self.times[net][at.number]
-        return self.tables[net].index_select(0, at.number)[0]
+        return self.tables[net].index_select(0, at.number)
 
     def _bound(self, one: Pass, context: Context) -> list[dict[int, Any]]:
         """The conditions of a pass, as `run_program` takes them."""

@@ -20,7 +20,7 @@ class Products:
 
     Args:
         gram: fp64 `[B, n, n + 1]`, of `ops.gram`.
-        gain: denoised = gain * prediction + ..., a scalar tensor.
+        gain: denoised = gain * prediction + ..., `[1]`, or `[B]` where samples have their own.
         numel: elements of a sample.
         null: which delta is that of the null condition.
     """

@@ -58,7 +58,8 @@ def run_program(
 
     Args:
         x: `[inputs B, *shape]`.
-        t: what every row has for a time: a scalar tensor, or `[...]` of the network's making.
+        t: what rows have for a time, `[1, ...]`, or `[B, ...]` where samples have their own:
+            numbers, or what the network made of them.
         conds: of `bind`.
         batch: B.
         differentiate: of a program with a graph: given x `[B, *shape]` and the positive rows'
@@ -86,7 +87,7 @@ def run_program(
                 if given.shape[0] != copies * batch:
                     given = given[:batch].repeat(copies, *[1] * (x.ndim - 1))
                 given = _moved(given, part.rows, batch, context.move)
-                state = (given, t.expand(given.shape[0], *t.shape))
+                state = (given, _each_row(t, given.shape[0]))
             else:
                 state = saved[part.source, part.start]
             for index, step in enumerate(part.steps, part.start):
@@ -105,6 +106,13 @@ def run_program(
             state = state.detach()
         outputs.update(zip(part.rows, state.chunk(len(part.rows)), strict=True))
     return outputs
+
+
+def _each_row(t: Tensor, rows: int) -> Tensor:
+    """Times `[1, ...]` or `[B, ...]` for all rows."""
+    if t.shape[0] == 1:
+        return t.expand(rows, *t.shape[1:])
+    return t.repeat(rows // t.shape[0], *[1] * (t.ndim - 1))
 
 
 def _detached(leaf: Any) -> Any:

@@ -52,8 +52,8 @@ def run(
     prediction and its variance).
 
     Returns x fp32 `[B, *shape]`, or where `watch` ended the run the denoised image; int32 `[B]`,
-    the row at which each sample became non-finite (the number of rows where none did); and as a
-    scalar the row at which the gradient of a potential did.
+    the row at which each sample became non-finite (the number of rows where none did); and int64
+    `[B]`, the row at which the gradient of a potential did.
 
     Raises:
         ValueError: the network returns a wrong shape or dtype.
@@ -133,7 +133,8 @@ def update(
     if combined.branches and plan.threshold is not None:
         now = at.weights
         if combined.weights is not None:
-            now = combined.weights.index_select(0, at.index)[0]
+            found = combined.weights.index_select(0, at.index)
+            now = found[:, 0] if at.each else found[0]
         bound = plan.threshold.bounds(state[0], combined.branches, now, at.table, *how)
     ops.step(
         state,
@@ -154,6 +155,7 @@ def update(
         factor=combined.factor,
         factored=combined.factored,
         checked=checked,
+        number=at.counted if at.each else None,
     )
     if combined.after is not None:
         _move(plan, at, state, combined.after, first_bad)
@@ -170,7 +172,7 @@ def _move(plan: Plan, at: At, state: Tensor, by: Tensor, first_bad: Tensor) -> N
         if at.row.writes >> slot & 1:
             state[slot].add_(images[slot] * by)
     finite = state[0].flatten(1).isfinite().all(1)
-    worse = torch.minimum(first_bad, at.index.to(first_bad.dtype))
+    worse = torch.minimum(first_bad, at.counted.to(first_bad.dtype))
     first_bad.copy_(torch.where(finite, first_bad, worse))
 
 

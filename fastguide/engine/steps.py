@@ -68,7 +68,7 @@ class Steps:
         self.noise = torch.empty_like(self.state[0]) if inputs.step_noise is not None else None
         self.numbers = self._numbers()
         self.times = {net: table.clone() for net, table in time_tables(plan, passes).items()}
-        self.kept: Kept = {("bad_gradient", POSITIVE, ""): torch.zeros_like(plan.index[0])}
+        self.kept: Kept = {("bad_gradient", POSITIVE, ""): torch.zeros_like(inputs.seeds)}
         if plan.rewrites:
             self.kept["weights", POSITIVE, ""] = torch.zeros_like(plan.weights)
         kinds: dict[Kind, int] = {}

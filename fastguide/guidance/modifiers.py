@@ -55,7 +55,7 @@ class Gram(Protocol):
     coefficients `[B, n]` over p_0, the positive's denoised image x0, and the deltas.
     """
 
-    gain: Tensor  # denoised = gain * prediction + ..., a scalar
+    gain: Tensor  # denoised = gain * prediction + ..., `[1]` or `[B]`
     null: int | None  # which delta is that of the clean rows under the null condition
 
     def unit(self, which: int | Literal["p_0", "x0"]) -> Tensor: ...
@@ -102,7 +102,7 @@ class Rescale:
         """What is added to the positive in place of `total` `[B, n]`."""
         guided, positive = total.clone(), gram.unit("p_0")
         if self.space == "denoised":  # x0 + gain (the deltas and p_0 of the total) + its x0
-            guided = gram.gain * guided
+            guided = gram.gain[:, None] * guided
             guided[:, 1] = 1.0 + total[:, 1]
             positive = gram.unit("x0")
         else:  # x0 is added to the denoised image, which is gain times this one and more

@@ -32,7 +32,8 @@ def gram(
         x: fp32 `[B, *shape]`, contiguous.
         branches: K predictions `[B, *shape]`, each fp32, bf16 or fp16, any strides; the positive
             one first. 1 <= K <= 8.
-        base: fp32 `[2]`: a, b, as in `table[e, :2]` (`fastguide.ops.table`).
+        base: fp32 `[2]`: a, b, as in `table[e, :2]` (`fastguide.ops.table`); or `[B, 2]`, those of
+            each sample.
         deltas: bit k is set where branch k is the difference itself, not p_k.
         factor: fp32 `[B, *shape]`, contiguous: f_k of the branches whose bit is set in `factored`;
             the others' is 1.
@@ -76,14 +77,15 @@ def _check(x: Tensor, branches: Sequence[Tensor], base: Tensor) -> None:
         if branch.device != x.device:
             raise ValueError(f"branches[{k}] is on {branch.device}, but x is on {x.device}")
     if (
-        base.shape != (2,)
+        base.shape not in ((2,), (x.shape[0], 2))
         or base.dtype != torch.float32
         or not base.is_contiguous()
         or base.device != x.device
     ):
         raise ValueError(
             f"base is {base.dtype} of shape {tuple(base.shape)} and strides {base.stride()} on "
-            f"{base.device}, but it should be contiguous fp32 [2] on {x.device}"
+            f"{base.device}, but it should be contiguous fp32 [2] or [{x.shape[0]}, 2] on "
+            f"{x.device}"
         )
 
 

@@ -61,7 +61,7 @@ def noise(
     The value of an element depends on (seed, evaluation, its index in the sample) and on nothing
     else: not on the batch, the rank of `shape`, or the device (Philox4x32-10 and Box-Muller).
     `evaluation` 0 is the start of a sample; the k-th update of a run, k = 1, 2, ..., draws k. An
-    int64 tensor of one element is read on the device.
+    int64 tensor of one element, or `[B]`, one for each sample, is read on the device.
     """
     if device is None:
         device = seeds.device if isinstance(seeds, Tensor) else "cpu"
@@ -69,7 +69,6 @@ def noise(
         raise ValueError(f"shape is {tuple(shape)}, but every side should be 1 or more")
     counter = evaluation if isinstance(evaluation, Tensor) else None
     if counter is not None:
-        _check_counter(counter, torch.device(device))
         evaluation = 0
     elif not 0 <= evaluation <= _STREAM:
         raise ValueError(f"evaluation is {evaluation}, but it should lie in [0, 2^32)")
@@ -79,24 +78,26 @@ def noise(
             "`fastguide info` says how to get them"
         )
     rows = as_seeds(seeds, device, look=False)  # a run draws with tensors that it has looked at
+    if counter is not None:
+        _check_counter(counter, rows)
     return torch.ops.fastguide.noise(rows, evaluation, math.prod(shape), counter).reshape(
         -1, *shape
     )
 
 
-def _check_counter(counter: Tensor, device: torch.device) -> None:
-    alike = counter.device.type == device.type and device.index in (None, counter.device.index)
-    if counter.numel() != 1 or counter.dtype != torch.int64 or not alike:
+def _check_counter(counter: Tensor, seeds: Tensor) -> None:
+    fits = counter.numel() == 1 or counter.shape == seeds.shape
+    if not fits or counter.dtype != torch.int64 or counter.device != seeds.device:
         raise ValueError(
             f"evaluation is {counter.dtype} of shape {tuple(counter.shape)} on {counter.device}, "
-            f"but a tensor should be one int64 on {device}"
+            f"but a tensor should be one int64, or int64 [{len(seeds)}], on {seeds.device}"
         )
 
 
 def derive_seeds(seeds: Tensor, evaluation: int | Tensor) -> Tensor:
     """Other seeds int64 `[B]`, each from (seed, evaluation) alone, for what is drawn beside the
     noise of the update (SplitMix64's finaliser; Steele et al. 2014). The evaluation is an int, or
-    an int64 tensor of one element.
+    an int64 tensor of one element or `[B]`.
     """
 
     def shifted(z: Tensor, bits: int) -> Tensor:

@@ -35,6 +35,7 @@ def step(
     factor: Tensor | None = None,
     factored: int = 0,
     checked: bool = False,
+    number: Tensor | None = None,
 ) -> None:
     """Update `state` in place and write the next network input: the maths of
     `fastguide.reference.step`.
@@ -46,7 +47,8 @@ def step(
         weights: fp32 `[E, B or 1, > K]`: `denoised = w_x OF_X x + OF_PREDICTION guided`, with
             `guided = w_0 p_0 + sum_k w_k f_k delta_k`; in the order w_x, w_0, w_1 ...
         table: fp32 `[E, width(slots)]`, contiguous (`fastguide.ops.table`).
-        evaluation: int64 scalar tensor: the row of `weights` and `table`, and of the noise.
+        evaluation: int64 scalar tensor, or int64 `[B]`, one for each sample: the row of `weights`
+            and `table`, and of the noise.
         first_bad: int32 `[B]`; lowered to the evaluation at which x of a sample becomes non-finite.
         seeds: int64 `[B]`: the update draws noise number `evaluation` of each seed.
         noise: fp32 `[B, *shape]`, contiguous: used instead of drawn noise.
@@ -61,6 +63,8 @@ def step(
         factor: fp32 `[B, *shape]`, contiguous: f_k of the branches whose bit is set in `factored`;
             the others' is 1.
         checked: another step of a run passed with tensors of the same shapes and kinds.
+        number: int64 `[B]`, beside an evaluation for each sample: what noise and `first_bad` count
+            by in its place, where rows of several runs are stacked.
 
     Raises:
         ValueError: a shape, dtype, device or layout is not as above.
@@ -68,6 +72,8 @@ def step(
     if not checked:
         known = (weights, table, evaluation, first_bad, seeds, noise, net_input)
         _check_step(state, branches, *known)
+        if evaluation.ndim or number is not None:
+            _check_each(state, evaluation, number)
         _check_extras(state, variance, bound, extra)
     if deltas or factored or factor is not None:
         check_deltas(state[0], branches, deltas, factor, factored)
@@ -90,6 +96,7 @@ def step(
         deltas,
         None if factor is None else as_planes(factor, 1),
         factored,
+        *(() if number is None else (number,)),
     )
 
 
@@ -144,8 +151,11 @@ def _check_step(
             f"weights is {weights.dtype} of shape {tuple(weights.shape)}, but it should be fp32 "
             f"[{table.shape[0]}, {sample[0]} or 1, > {len(branches)}]"
         )
-    if evaluation.ndim != 0 or evaluation.dtype != torch.int64:
-        raise ValueError(f"evaluation is {evaluation!r}, but it should be an int64 scalar tensor")
+    if evaluation.shape not in ((), sample[:1]) or evaluation.dtype != torch.int64:
+        raise ValueError(
+            f"evaluation is {evaluation.dtype} of shape {tuple(evaluation.shape)}, but it should "
+            f"be an int64 scalar tensor, or int64 [{sample[0]}]"
+        )
     if first_bad.shape != sample[:1] or first_bad.dtype != torch.int32:
         raise ValueError(
             f"first_bad is {first_bad.dtype} of shape {tuple(first_bad.shape)}, "
@@ -188,6 +198,28 @@ def _name(k: int) -> str:
     """Of number k among the arguments beside the state."""
     names = ("weights", "table", "seeds", "evaluation", "first_bad", "noise", "net_input")
     return names[k] if k < len(names) else f"branches[{k - len(names)}]"
+
+
+def _check_each(state: Tensor, evaluation: Tensor, number: Tensor | None) -> None:
+    """What an evaluation for each sample needs."""
+    if not evaluation.is_contiguous():
+        raise ValueError(
+            f"evaluation has strides {evaluation.stride()}, but it should be contiguous"
+        )
+    if number is None:
+        return
+    if evaluation.ndim == 0:
+        raise ValueError("number is given, but evaluation is one for all samples")
+    if (
+        number.shape != evaluation.shape
+        or number.dtype != torch.int64
+        or not number.is_contiguous()
+        or number.device != state.device
+    ):
+        raise ValueError(
+            f"number is {number.dtype} of shape {tuple(number.shape)} on {number.device}, but it "
+            f"should be contiguous int64 {tuple(evaluation.shape)} on {state.device}"
+        )
 
 
 def _check_extras(

@@ -48,6 +48,8 @@ def slots_of(columns: int) -> int:
 
 
 def matrix(row: Tensor) -> Tensor:
-    """`[slots, slots + 3]`: output slot r is the sum over (slots, denoised, noise, extra)."""
-    slots = slots_of(row.shape[-1])
-    return row[Column.MATRIX :].reshape(slots, slots + 3)
+    """`[slots, slots + 3]`: output slot r is the sum over (slots, denoised, noise, extra). Where
+    there is a row for each sample, `[width, B, 1, ...]`, so has every coefficient.
+    """
+    slots = slots_of(row.shape[0])
+    return row[Column.MATRIX :].reshape(slots, slots + 3, *row.shape[1:])

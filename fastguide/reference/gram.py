@@ -24,11 +24,11 @@ def gram(
     Args:
         x: `[B, ...]`.
         branches: K predictions `[B, ...]`, the positive one first.
-        base: `[2]`: a, b.
+        base: `[2]`: a, b; or `[B, 2]`, those of each sample.
         deltas, factor, factored: as in `fastguide.ops.gram`.
     """
     positive = branches[0].to(x.dtype)
-    a, b = base.to(x.dtype)
+    a, b = (one.reshape(-1, *[1] * (x.ndim - 1)) for one in base.to(x.dtype).unbind(-1))
     vectors = [positive, a * x + b * positive]
     for k in range(1, len(branches)):
         f = factor if factored >> k & 1 else None

@@ -54,7 +54,8 @@ def step(
         state: `[slots, B, ...]`, slot 0 is x.
         branches: the active predictions, `[B, ...]` each, the positive one first; may be empty.
         weights: `[B, 1 + K]` or `[1, 1 + K]`: w_x, w_0, w_1 ...
-        row: one row of the coefficient table (`fastguide.ops.table`).
+        row: one row of the coefficient table (`fastguide.ops.table`), `[width]`; or `[width, B, 1,
+            ...]`, a row for each sample, which broadcasts against samples.
         noise: `[B, ...]` or None.
         variance: `[B, ...]` or None: noise is scaled by `exp(SPREAD variance)`.
         bound: `[B]` or None: the denoised image is clamped to +-bound, then divided by it.

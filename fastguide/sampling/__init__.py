@@ -15,6 +15,7 @@ At each call:
     known         images that a run starts from or that are partly known, checked
       measurements  projections of images: grey, pooled
     running       eagerly or captured, counted and logged
+      rollout       a run as reinforcement learning sees it: trajectory and log-probabilities
       inversion     the same upwards, from images to their noise
     finite        samples that are not finite are an error
 

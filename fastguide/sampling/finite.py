@@ -27,7 +27,7 @@ def check_finite(
     plan: Plan, samples: Tensor, first_bad: Tensor, bad_gradient: Tensor, seeds: Tensor
 ) -> None:
     """Raise NonFiniteError where `first_bad` or `bad_gradient` of `run` name a row of the plan."""
-    found = torch.cat([first_bad.long(), bad_gradient.view(1)])
+    found = torch.cat([first_bad.long(), bad_gradient.view(-1).amin(keepdim=True)])
     *rows, gradient = found.tolist()  # the run's one wait for the device
     bad = [(row, i) for i, row in enumerate(rows) if row < len(plan.rows)]
     if not bad:

@@ -62,12 +62,14 @@ def make_ready(
     course: Course,
     rows: RowMode | None = None,
     known: Mapping[Other | None, Any] | None = None,
+    lay_out: bool = True,
 ) -> Planned:
     """Plan the course.
 
     Args:
         rows: how rows should run, or None for any way; see `fastguide.Sampler`.
         known: the networks of an earlier course, which are used again.
+        lay_out: whether the passes are made, and the network for gradients.
 
     Raises:
         ValueError, TypeError: an argument of `fastguide.Sampler` that is not as it should be.
@@ -88,14 +90,14 @@ def make_ready(
             "rows is 'beside', but that needs a GPU and a guidance with another network"
         )
     plan = _plan(setup, course)
-    if any(pattern.graph for pattern in plan.patterns):
+    if lay_out and any(pattern.graph for pattern in plan.patterns):
         nets[None] = differentiable(nets[None])
     passes: dict[RowMode, Mapping[Pattern, Passes]] = {
         mode: {
             pattern: make_passes(pattern, nets, mode, setup.compiled) for pattern in plan.patterns
         }
         for mode in get_args(RowMode)
-        if mode != "beside" or possible
+        if lay_out and (mode != "beside" or possible)
     }
     if plan.learned and not model.variance:
         raise ValueError(

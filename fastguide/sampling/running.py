@@ -94,18 +94,20 @@ class Runner:
         plan: Plan | None = None,
         callback: Callback | None = None,
         known: Known | None = None,
+        look: Watch | None = None,
     ) -> Found:
         """A run, on whatever thread, on the sampler's device.
 
         Args:
             plan: `planned.plan`, or it with a preview or with the weights of requests.
+            look: looks on, after the others.
         """
         plan = planned.plan if plan is None else plan
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             watch = None if callback is None else watching(callback, plan, len(inputs.seeds))
             if known is not None:
                 watch = both(holding(known, plan, inputs.seeds), watch)
-            return self._told(planned, plan, inputs, watch)
+            return self._told(planned, plan, inputs, both(watch, look))
 
     def memory(self, planned: Planned, one: Conditions, batch: int) -> Memory:
         """An estimate for `batch` samples, from the conditions of one."""

@@ -75,7 +75,7 @@ class Routing:
     Args:
         segments: for each layer that treats some rows differently, all its rows in order.
         seeds: int64 `[B]`, fresh at each evaluation, for what a layer draws.
-        time: sigma / (alpha + sigma), a scalar tensor, for what is done to the time embedding.
+        time: sigma / (alpha + sigma), one or B of them, for what is done to the time embedding.
         nag: the settings for segments with `against`.
         observe: for a layer, the blocks of rows whose attention's column sums are wanted, and the
             keys under which the layer leaves them in `observed`. Such a layer has segments, too.
@@ -175,7 +175,8 @@ def embed_times(net: Any) -> Callable[[Tensor], Tensor] | None:
 def is_compiled(net: Any) -> bool:
     """Whether `torch.compile` made one piece of the module."""
     dynamo = sys.modules.get("torch._dynamo")  # loaded by whoever compiled something; it is heavy
-    return dynamo is not None and isinstance(net, dynamo.OptimizedModule)
+    whole = getattr(dynamo, "OptimizedModule", None)  # None while another thread imports it
+    return whole is not None and isinstance(net, whole)
 
 
 def uncompiled() -> AbstractContextManager[Any]:

@@ -24,7 +24,7 @@ def timed(embedding: Tensor, layer: str, routing: Routing) -> Tensor:
         assert routing.time is not None
         noise = ops.noise(routing.seeds, rows.shape[1:], _STREAM).to(rows.dtype)
         size = segment.how.strength * routing.time**segment.how.power
-        copies = noise.repeat(segment.stop - segment.start, *[1] * (noise.ndim - 1))
-        return rows + size.to(rows.dtype) * copies
+        sized = size.to(rows.dtype).reshape(-1, *[1] * (noise.ndim - 1)) * noise
+        return rows + sized.repeat(segment.stop - segment.start, *[1] * (noise.ndim - 1))
 
     return routing.changed(embedding, layer, NoisyTime, noisy)

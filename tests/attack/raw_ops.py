@@ -26,12 +26,14 @@ def step(source: random.Random) -> Arguments:
     slots, batch = source.randint(1, 3), source.randint(1, 3)
     channels, pixels, evaluations = source.randint(1, 3), source.randint(1, 600), 3
     sample, branches = (batch, channels, pixels), source.randint(0, 3)
+    each = source.choice((False, True))
+    evaluation = torch.tensor([source.randrange(evaluations) for _ in range(batch)])
     return {
         "state": torch.randn(slots, *sample),
         "branches": [torch.randn(sample).to(source.choice(FLOATS)) for _ in range(branches)],
         "weights": torch.randn(evaluations, source.choice((1, batch)), 1 + branches),
         "table": torch.randn(evaluations, 6 + slots * (slots + 3)),
-        "evaluation": torch.tensor(source.randrange(evaluations)),
+        "evaluation": evaluation if each else evaluation[0],
         "seeds": source.choice((None, torch.arange(batch))),
         "noise": source.choice((None, torch.randn(sample))),
         "net_input": source.choice((None, torch.empty(2 * batch, channels, pixels))),
@@ -44,6 +46,7 @@ def step(source: random.Random) -> Arguments:
         "deltas": source.choice((0, 2)),
         "factor": torch.randn(sample),
         "factored": source.choice((0, 2, 4)),
+        "number": source.choice((None, torch.arange(batch))) if each else None,
     }
 
 
@@ -53,7 +56,7 @@ def gram(source: random.Random) -> Arguments:
     return {
         "x": torch.randn(sample),
         "branches": branches,
-        "base": torch.randn(2),
+        "base": source.choice((torch.randn(2), torch.randn(sample[0], 2))),
         "deltas": source.choice((0, 2)),
         "factor": torch.randn(sample),
         "factored": source.choice((0, 2)),
@@ -77,9 +80,10 @@ def blur(source: random.Random) -> Arguments:
 
 
 def noise(source: random.Random) -> Arguments:
-    counter = source.choice((None, torch.tensor(3)))
+    seeds = torch.arange(source.randint(1, 4))
+    counter = source.choice((None, torch.tensor(3), seeds + 7))
     return {
-        "seeds": torch.arange(source.randint(1, 4)),
+        "seeds": seeds,
         "evaluation": source.choice((0, 7, -1)),
         "numel": source.choice((0, 1, 5, 4097)),
         "counter": counter,

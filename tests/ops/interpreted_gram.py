@@ -7,7 +7,20 @@ import math
 import pytest
 import torch
 from pairs import pairs
-from test_gram import BF16, FP16, FP32, SHAPES, cancelling, close, expected, make, mixed, near, raw
+from test_gram import (
+    BF16,
+    FP16,
+    FP32,
+    SHAPES,
+    cancelling,
+    close,
+    expected,
+    make,
+    mixed,
+    near,
+    raw,
+    with_bases,
+)
 
 from fastguide.kernels import tuning
 from fastguide.kernels.gram import gram
@@ -47,6 +60,11 @@ def interpreted_as_many_branches_as_there_may_be(chunk):
 def interpreted_any_shape(shape, chunk):
     case = make(2, shape)
     close(launch(case), expected(case), math.prod(shape[1:]))
+
+
+def interpreted_a_base_for_each_sample(chunk):
+    case = with_bases(make(2))
+    close(launch(case), expected(case), 140)
 
 
 def interpreted_mixed_dtypes_deltas_and_a_factor(chunk):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from test_step import EVALUATIONS, close, expected, extras_of, make, mixed_of
+from test_step import EVALUATIONS, close, each_of, expected, extras_of, make, mixed_of
 
 import fastguide as fg
 from fastguide import ops, reference
@@ -47,6 +47,7 @@ def launch(
     deltas=0,
     factor=None,
     factored=0,
+    number=None,
 ):
     """ops.step as it runs on a GPU; every output lies before a sentinel."""
     state, state_end = guarded(case["state"])
@@ -74,6 +75,7 @@ def launch(
         deltas,
         None if factor is None else ops.as_planes(factor, 1),
         factored,
+        number,
     )
     assert all((end == SENTINEL).all() for end in ends)
     return state, net_input, bad.tolist()
@@ -166,6 +168,17 @@ def interpreted_copies_are_scaled_and_cast(dtype, copies, block):
     rounding = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-11}[dtype]
     want = want.repeat(copies, 1, 1, 1)
     torch.testing.assert_close(copied.double(), want, rtol=rounding + 2e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("broadcast", [False, True])
+def interpreted_samples_at_evaluations_of_their_own(broadcast, block):
+    case, how, want, copied = each_of(make(2, 3, (3, 3, 5, 7), broadcast=broadcast))
+    case["branches"][1][2, 0, 0, 0] = torch.nan
+    case["first_bad"][:] = 99
+    state, net_input, bad = launch(case, **how, net_input=torch.empty(3, 3, 5, 7))
+    close(state[:, :2], want[:, :2], 4)
+    close(net_input[:2], copied[:2], 4)
+    assert bad == [99, 99, 9]
 
 
 def interpreted_a_slot_not_read_does_not_leak_and_one_not_written_stays(block):

@@ -45,6 +45,20 @@ def close(got, want, numel, limit=3e-7):
     assert error.max() <= limit
 
 
+def with_bases(case):
+    """The case with a base for each sample."""
+    return {**case, "base": torch.randn(len(case["x"]), 2)}
+
+
+def test_a_base_for_each_sample():
+    case = with_bases(make(3, (3, 2, 41, 107)))
+    found = ops.gram(**case)
+    close(found, expected(case), 2 * 41 * 107)
+    for i in range(3):
+        one = {"branches": [b[i : i + 1] for b in case["branches"]], "base": case["base"][i]}
+        assert torch.equal(ops.gram(x=case["x"][i : i + 1], **one)[0], found[i])
+
+
 @pytest.mark.parametrize("kind", ["plain", "channels", "rows", "last", "cropped"])
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
 @pytest.mark.parametrize("branches", range(1, MAX_BRANCHES + 1))
@@ -200,6 +214,7 @@ BAD = [
     ("branches", lambda c: [b.double() for b in c["branches"]], r"branches\[0\].dtype is"),
     ("branches", lambda c: [c["branches"][0], c["branches"][1].to("meta")], r"\[1\] is on meta"),
     ("base", lambda c: torch.zeros(3), r"base is torch.float32 of shape \(3,\)"),
+    ("base", lambda c: torch.zeros(7, 2), r"base is torch.float32 of shape \(7, 2\)"),
     ("base", lambda c: torch.zeros(2, dtype=torch.float64), "base is torch.float64"),
     ("base", lambda c: torch.zeros(2, 2)[:, 0], r"base is .* strides \(2,\)"),
     ("base", lambda c: torch.zeros(2, device="meta"), "base is .* on meta"),

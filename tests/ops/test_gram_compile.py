@@ -50,6 +50,12 @@ def arguments(case, shape=(2, 4, 16, 16)):
     return raw(inputs)
 
 
+def test_gram_with_a_base_for_each_sample(compiled, tmp_path):
+    x, branches, _, *others = arguments(CASES[3])
+    products, _ = compiled(x, branches, torch.ones(2, 2), *others)
+    check_resources(products, LIMITS[2], tmp_path)
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 16, 16), (2, 3, 5, 7)], ids=["aligned", "odd"])
 @pytest.mark.parametrize("case", CASES, ids=name)
 def test_gram_fits_in_registers(case, shape, compiled, tmp_path):

@@ -58,6 +58,17 @@ def test_the_evaluation_may_lie_on_the_device():
             fg.noise(0, (3,), wrong)
 
 
+def test_each_sample_may_have_an_evaluation_of_its_own():
+    found = fg.noise([5, 2**62, 5], (3, 7), torch.tensor([0, 3, 9]))
+    for i, (seed, e) in enumerate([(5, 0), (2**62, 3), (5, 9)]):
+        assert torch.equal(found[i], fg.noise(seed, (3, 7), e)[0])
+    seeds, numbers = torch.tensor([0, 9, 9]), torch.tensor([4, 4, 2**31])
+    derived = ops.derive_seeds(seeds, numbers)
+    assert [int(one) for one in derived] == [
+        int(ops.derive_seeds(seeds[i : i + 1], int(numbers[i]))) for i in range(3)
+    ]
+
+
 def test_moments_and_independence():
     x = fg.noise(range(8), (250_000,)).double()
     n = x.numel()

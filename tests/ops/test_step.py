@@ -282,6 +282,59 @@ def test_samples_have_their_own_weights():
         assert torch.equal(one["state"][:, 0], full["state"][:, i])
 
 
+def each_of(case):
+    """The case with an evaluation of its own for each sample, and the numbers of their noise; and
+    what the reference makes of it.
+    """
+    batch, shape = case["state"].shape[1], case["state"].shape[1:]
+    evaluation = torch.arange(batch).flip(0) % EVALUATIONS
+    number, seeds = torch.arange(batch) + 7, torch.arange(batch) + 40
+    weights = case["weights"].expand(-1, batch, -1)[evaluation, torch.arange(batch)]
+    rows = case["table"].double()[evaluation].T.reshape(-1, batch, *[1] * (len(shape) - 1))
+    noise = torch.cat(
+        [
+            reference.noise(seeds[i : i + 1], int(number[i]), math.prod(shape[1:]))
+            for i in range(batch)
+        ]
+    )
+    given = {**case, "evaluation": evaluation}
+    want, copied = reference.step(
+        case["state"].double(), case["branches"], weights, rows, noise.view(shape)
+    )
+    return given, {"seeds": seeds, "number": number}, want, copied
+
+
+@pytest.mark.parametrize("broadcast", [False, True])
+@pytest.mark.parametrize(("slots", "branches"), [(1, 2), (3, 0), (4, 3)])
+def test_samples_at_evaluations_of_their_own(slots, branches, broadcast):
+    case, how, want, copied = each_of(make(slots, branches, (4, 3, 9, 71), broadcast=broadcast))
+    alone = {**case, "state": case["state"].clone()}
+    net_input = torch.empty(8, 3, 9, 71)
+    ops.step(**case, **how, net_input=net_input)
+    close(case["state"], want, 2 * slots)
+    close(net_input, copied.repeat(2, 1, 1, 1), 2 * slots)
+    for i in range(4):
+        e, number = int(case["evaluation"][i]), int(how["number"][i])
+        one = {
+            "state": alone["state"][:, i : i + 1].clone(),
+            "branches": [b[i : i + 1] for b in case["branches"]],
+            "weights": case["weights"][:, i * (not broadcast) :][:, :1].contiguous(),
+            "table": case["table"],
+            "evaluation": torch.tensor(e),
+            "first_bad": torch.full((1,), EVALUATIONS, dtype=torch.int32),
+        }
+        ops.step(**one, noise=ops.noise([40 + i], (3, 9, 71), number))
+        assert torch.equal(one["state"][:, 0], case["state"][:, i])
+
+
+def test_what_is_not_finite_is_told_by_its_number():
+    case, how, _, _ = each_of(make(1, 2, (4, 2, 20, 20)))
+    case["branches"][1][2, 1, 19, 3] = torch.nan
+    case["first_bad"][:] = 99
+    ops.step(**case, **how)
+    assert case["first_bad"].tolist() == [99, 99, 9, 99]
+
+
 def test_nan_survives_the_clamp_and_is_reported():
     case = make(1, 2, (4, 2, 20, 20))
     case["branches"][1][2, 1, 19, 3] = torch.nan
@@ -316,6 +369,8 @@ BAD = [
     ("weights", lambda c: c["weights"][:, :2], "weights is"),
     ("weights", lambda c: c["weights"][:, :, :2], "weights is"),
     ("evaluation", lambda c: torch.tensor([1]), "evaluation is"),
+    ("evaluation", lambda c: torch.zeros(6).long()[::2], "evaluation has strides"),
+    ("number", lambda c: torch.arange(3), "number is given, but evaluation is one"),
     ("first_bad", lambda c: torch.zeros(3), "first_bad is"),
     ("seeds", lambda c: torch.arange(2), "seeds is"),
     ("noise", lambda c: torch.zeros(3, 4, 5, 6), "noise is"),
@@ -342,7 +397,7 @@ def test_errors_name_the_argument(name, spoil, message):
     assert torch.equal(case["state"], before)
 
 
-def raw(case):
+def raw(case, number=None):
     """The arguments of the op itself."""
     return (
         ops.as_planes(case["state"], 2),
@@ -362,6 +417,7 @@ def raw(case):
         0b10,
         torch.randn(3, 4, 35),
         0b10,
+        number,
     )
 
 
@@ -374,6 +430,20 @@ def test_a_factor_of_another_shape_is_an_error():
 
 def test_opcheck():
     torch.library.opcheck(torch.ops.fastguide.step.default, raw(make(2, 2, kind="channels")))
+
+
+def test_raw_evaluations_and_numbers_protect_memory():
+    case = {**make(2, 2), "evaluation": torch.tensor([0, 2, 1])}
+    torch.ops.fastguide.step(*raw(case, torch.arange(3)))
+    for evaluation, number in (
+        (torch.tensor([0, EVALUATIONS, 1]), None),
+        (torch.tensor([0, -1, 1]), None),
+        (torch.tensor([0, 1]), None),
+        (torch.tensor([0, 1, 2]), torch.arange(2)),
+        (torch.tensor(0), torch.arange(3)),
+    ):
+        with pytest.raises(RuntimeError, match="step: "):
+            torch.ops.fastguide.step(*raw({**case, "evaluation": evaluation}, number))
 
 
 def test_compiles_without_a_graph_break():

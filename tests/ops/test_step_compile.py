@@ -116,6 +116,16 @@ def test_step_with_deltas_and_a_factor(case, compiled, tmp_path):
     assert sum(found.values()) == sum(want.values()) + 1
 
 
+@pytest.mark.parametrize("case", [(1, 2, BF16, "drawn", "channels", 2), CASES[-1]], ids=name)
+def test_step_with_an_evaluation_for_each_sample(case, compiled, tmp_path):
+    plain = arguments(case)
+    each = (*plain[:4], torch.zeros(2, dtype=torch.int64), *plain[5:], torch.arange(2))
+    kernel = compiled(*each)
+    check_resources(kernel, 80, tmp_path)
+    want, found = accesses(compiled(*plain)), accesses(kernel)
+    assert sum(found.values()) == sum(want.values()) + 1  # the number, and all else stays
+
+
 def test_step_with_offsets_of_64_bits(compiled, tmp_path):
     small = arguments((1, 1, FP32, "drawn", "plain", 0))
     x = torch.zeros(1, 1, 1, 1).expand(1, 1, 4, 2**29)  # 2^31 elements
