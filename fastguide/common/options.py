@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from fastguide.common.checks import did_you_mean
+from fastguide.common.checks import check_bool, did_you_mean, shown
 
 Result = TypeVar("Result")
 
@@ -26,6 +26,20 @@ class Configured(Generic[Result]):
 
     function: Callable[..., Result]
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # what help() and inspect show: the function's own words, and the options alone
+        signature = inspect.signature(self.function)
+        named = inspect.Parameter.KEYWORD_ONLY
+        options = [
+            one.replace(kind=named, default=self.options.get(one.name, one.default))
+            for one in signature.parameters.values()
+            if one.default is not inspect.Parameter.empty
+        ]
+        seen = inspect.Signature(options, return_annotation=signature.return_annotation)
+        object.__setattr__(self, "__signature__", seen)
+        about = inspect.getdoc(self.function) or ""
+        object.__setattr__(self, "__doc__", f"{self.name}{seen}\n\n{about}")
 
     @property
     def name(self) -> str:
@@ -43,8 +57,24 @@ class Configured(Generic[Result]):
         unknown = sorted(set(options) - set(self.defaults))
         if unknown:
             known = ", ".join(self.defaults) or "none"
-            raise TypeError(f"{self.name} has no option {unknown[0]!r}; its options: {known}")
+            raise TypeError(
+                f"{self.name} has no option {unknown[0]!r}; its options: {known}"
+                f"{did_you_mean(unknown[0], self.defaults)}"
+            )
+        for name, value in options.items():
+            self._check(name, value)
         return Configured(self.function, {**self.options, **options})
+
+    def _check(self, name: str, value: Any) -> None:
+        """Raise TypeError where a default is a number or a truth value, and `value` is neither."""
+        default = inspect.signature(self.function).parameters[name].default
+        if isinstance(default, bool):
+            check_bool(name, value)
+        elif isinstance(default, (int, float)) and isinstance(value, (bool, str, bytes)):
+            raise TypeError(
+                f"{name} of {self.name} is {shown(value)}, but it should be a number, such as "
+                f"{default!r}"
+            )
 
     def run(self, *arguments: Any) -> Result:
         """Call the function with the bound options."""

@@ -61,7 +61,7 @@ def set_up(
     model: Model,
     shape: Sequence[int] | None,
     device: torch.device | str | None,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | str | None,
     compile: bool | Mapping[str, Any] = False,
 ) -> Setup:
     """See `fastguide.Sampler` for the arguments and what is raised."""

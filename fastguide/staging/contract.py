@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from fastguide.common.checks import did_you_mean
 from fastguide.staging.perturbation import Layers, Perturbation, TimedLayers
 
 if TYPE_CHECKING:
@@ -231,5 +232,6 @@ def choose_layers(layers: Layers, net: Staged) -> tuple[str, ...]:
             problem = f"{len(similar)} layers start with that" if similar else "there is none"
             raise ValueError(
                 f"layers has {layer!r}, but {problem}; the names are {keywords}, {', '.join(names)}"
+                f"{did_you_mean(layer, ('mid', 'all', *names))}"
             )
     return tuple(name for name in (TIME, *names) if name in wanted)

@@ -127,6 +127,12 @@ def test_guidance_by_them_finds_the_class(trained, kind):
         run = {"steps": 3, "seeds": range(30)}
         told = fg.sample(model, torch.arange(30) % 3, by_label, **run)
         torch.testing.assert_close(told, fg.sample(model, None, guidance, **run))
+        for named in (None, NAMES[1]):  # texts by label, or one for all
+            labels = torch.arange(30) % 3 if named is None else torch.ones(30, dtype=torch.int64)
+            plain = fg.sample(model, labels, by_label, **run)
+            assert torch.equal(
+                plain, fg.sample(model, labels, fg.CLIPGuidance(pair, named, 3.0), **run)
+            )
     shares = []
     for how in (None, guidance):
         x = fg.sample(model, guidance=how, steps=20, seeds=range(30)).double()

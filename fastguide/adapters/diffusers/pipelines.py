@@ -15,7 +15,7 @@ from fastguide.adapters.diffusers.guided import (
     like,
 )
 from fastguide.adapters.diffusers.run import Run, Settings
-from fastguide.guidance.base import Guidance
+from fastguide.guidance.base import Guidance, no_guidance
 
 
 def guide(
@@ -30,7 +30,7 @@ def guide(
         raise ValueError("pipe is guided already; give guide the original")
     family = family_of(pipe)
     if guidance is not None and not isinstance(guidance, Guidance):
-        raise TypeError(f"guidance is {guidance!r}, but it should be a Guidance such as CFG(3.0)")
+        raise no_guidance(guidance)
     options = None if compile is False else ({} if compile is True else dict(compile))
     parts = Parts(family, guidance, options, check, habits=habits)
     inner = getattr(pipe, family.net)
