@@ -8,6 +8,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
+# what is imported is compiled then: a fraction of all that there is
+PIP := $(BIN)/pip install --quiet --no-compile
 DATA ?= /usr/share/datasets/fashion-mnist
 CLASSES := T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot
 BASE ?= auto
@@ -18,9 +20,9 @@ COMPILED := $(shell find csrc -name '*.*') setup.py pyproject.toml
 FAMILIES := $(addprefix methods-,perturbation autoguidance icg tsg sims every gradients reg)
 ONE_HEAD := --irrelevant 0 --negative 0 --no-split --compile --dtype fp16
 
-.PHONY: sample test lint bench baseline bench-serving soak-serving quality solvers inpainting toys \
-  reg-modes ddim-table methods grids judges cuda-build wheels wheel-test gpu attack clang model \
-  classifier clip help clean $(FAMILIES)
+.PHONY: sample test test-full coverage lint bench baseline bench-serving soak-serving quality \
+  solvers inpainting toys reg-modes ddim-table methods grids judges cuda-build wheels wheel-test gpu \
+  attack clang model classifier clip help clean $(FAMILIES)
 
 ##@ Daily
 sample: $(VENV)/installed ## draw samples of the bundled model into samples.png
@@ -31,6 +33,12 @@ JOBS ?= $(shell nproc)
 
 test: $(VENV)/installed ## all tests, JOBS at once; ARGS for pytest
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal $(ARGS)
+
+test-full: $(VENV)/installed ## every value of a test's arguments with every other, twice the time
+	$(MAKE) test ARGS='--full $(ARGS)'
+
+coverage: $(VENV)/installed ## lines and branches that the tests run
+	$(MAKE) test ARGS='--cov=fastguide --cov-branch $(ARGS)'
 
 attack: $(VENV)/installed ## all hostile inputs, half an hour; docs/reliability.md
 	PYTHON=$(BIN)/python bash scripts/other_build.sh sanitized
@@ -156,12 +164,12 @@ out/sims/model.json: | $(VENV)/installed
 
 $(VENV)/installed: $(VENV)/tools $(COMPILED)
 	rm -f fastguide/_C.*.so
-	$(BIN)/pip install --quiet --no-build-isolation --editable '.[test,bench]'
+	$(PIP) --no-build-isolation --editable '.[test,bench]'
 	touch $@
 
 # the tools that the build needs, and the chosen torch before anything that depends on one
 $(VENV)/tools: $(VENV)/torch
-	$(BIN)/pip install --quiet 'setuptools>=77' wheel ninja
+	$(PIP) 'setuptools>=77' wheel ninja
 	touch $@
 
 # the file holds the choice, so that another TORCH or PYTHON installs anew
@@ -169,7 +177,7 @@ $(VENV)/torch: FORCE
 	@if [ "$$(cat $@ 2>/dev/null)" != "$(TORCH) $(PYTHON)" ]; then \
 	  set -e; $(PYTHON) -m venv --clear $(VENV); \
 	  echo "installing $(TORCH) into $(VENV)"; \
-	  $(BIN)/pip install --quiet '$(TORCH)' numpy; \
+	  $(PIP) '$(TORCH)' numpy; \
 	  echo "$(TORCH) $(PYTHON)" > $@; \
 	fi
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from fastguide.common.arguments import answering_class
+from fastguide.common.arrays import as_device, as_dtype
 from fastguide.common.checks import check_bool, check_int, shown
 from fastguide.process import Noising, Prediction
 from fastguide.staging.modules import ByModules
@@ -15,6 +18,7 @@ from fastguide.staging.modules import ByModules
 Net = Callable[[Tensor, Tensor, Any], Tensor]
 
 
+@answering_class
 @dataclass(frozen=True)
 class Model:
     """A network and the meaning of what goes in and out of it.
@@ -39,6 +43,7 @@ class Model:
         layers: for a network without stages of its own whose layers guidance should reach, which of
             its submodules they are: a list of blocks ("blocks"), several, or "auto". `net` is then
             `fg.ByModules(net, layers)`, which has further settings.
+        source: what it was loaded from: the name of a bundled model, or a folder.
     """
 
     net: Net
@@ -52,6 +57,28 @@ class Model:
     variance: bool = False
     usual: Callable[[int], Any] | None = None
     layers: str | Sequence[str] | None = None
+    source: str = field(default="", compare=False)
+
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None
+    ) -> Model:
+        """The model itself, its network moved to a device or cast to fp32, bf16 or fp16, as
+        `torch.nn.Module.to` does it: in place.
+
+        Raises:
+            TypeError: net is no `torch.nn.Module`.
+            ValueError: there is no such device or dtype.
+
+        Example:
+            >>> fastguide.load("fashion").to("cpu", "bf16")
+        """
+        if not isinstance(self.net, nn.Module):
+            raise TypeError(f"net is {shown(self.net)}, but only a torch.nn.Module can be moved")
+        if device is not None:
+            self.net.to(as_device(device))
+        if dtype is not None:
+            self.net.to(as_dtype(dtype))
+        return self
 
     @property
     def parameter(self) -> Tensor | None:
@@ -77,6 +104,9 @@ class Model:
                 f"process is {shown(self.process)}, but it should be a VP, EDM, Flow or "
                 "ContinuousVP"
             )
+        named: Any = self.prediction
+        if isinstance(named, str):
+            object.__setattr__(self, "prediction", Prediction(named))  # type: ignore[arg-type]
         if not isinstance(self.prediction, Prediction):
             raise TypeError(
                 f"prediction is {shown(self.prediction)}, but it should be a Prediction such as "

@@ -2,7 +2,7 @@
 
 from fastguide import guidance, solvers, spacing
 from fastguide.adapters.diffusers import accelerate, family, from_diffusers, from_guider, guide
-from fastguide.assets import load
+from fastguide.assets import load, loader
 from fastguide.checkpoint.judges import Classifier, TextImage, load_classifier, load_text_image
 from fastguide.checkpoint.models import CheckpointError, save
 from fastguide.common import images
@@ -62,6 +62,7 @@ __all__ = [
     "load",
     "load_classifier",
     "load_text_image",
+    "loader",
     "log_likelihood",
     "noise",
     "ode",

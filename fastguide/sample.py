@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastguide import ops
+from fastguide.common.arguments import answering
 from fastguide.common.checks import check_int, check_number
 from fastguide.common.locks import ProcessLock
 from fastguide.common.options import Configured
@@ -27,13 +27,13 @@ from fastguide.process import Level
 from fastguide.sampling.checks import check_call, check_graph, check_packing, check_rows
 from fastguide.sampling.course import Clamp, Course
 from fastguide.sampling.finite import check_finite
-from fastguide.sampling.inputs import bind_all, make_inputs
+from fastguide.sampling.inputs import bind_all, make_inputs, seeds_of
 from fastguide.sampling.inversion import inverted
 from fastguide.sampling.known import as_known
 from fastguide.sampling.planning import Planned, make_ready
 from fastguide.sampling.rollout import Rollout, check_rollout, rollout_of
 from fastguide.sampling.running import Runner
-from fastguide.sampling.setup import set_up
+from fastguide.sampling.setup import check_as_made, set_up
 from fastguide.sampling.warmup import warm_up
 from fastguide.solvers import Solver
 from fastguide.solvers.names import Named
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 class Sampler:
     """Plans a run once and runs it for any conditions and seeds. Calls may come from many threads.
-    A copy (also a pickled one) has the network and the settings, and plans and captures for itself.
+    At the end of `with Sampler(...) as sampler:` it is closed. A copy (also a pickled one) has the
+    network and the settings, and plans and captures for itself.
 
     Args:
         model: what to sample (`fastguide.load`, or a `Model` around any network).
@@ -59,8 +60,9 @@ class Sampler:
         clamp: bound of the denoised image: a number for [-clamp, clamp], a pair, or a
             `DynamicThreshold`; by default the model's usual one, mostly none (`math.inf` is none).
             The noise that x holds is that beside the clamped image, as in ADM.
-        dtype: the network's dtype: fp32, bf16 or fp16; by default its own. Where it differs the
-            sampler makes a copy of the network (`load(..., dtype=)` saves that). x stays fp32.
+        dtype: the network's dtype, fp32, bf16 or fp16, or such a name; by default its own. Where it
+            differs the sampler makes a copy of the network (`load(..., dtype=)` saves that). x
+            stays fp32.
         shape: of one sample, by default the model's; the network must be able to take it.
         device: where to run; by default the network's device.
         rows: whether the rows of one evaluation run "batched", "sequential", or batched and, on a
@@ -87,6 +89,7 @@ class Sampler:
         ValueError, TypeError: an argument that is not as above, named with its value.
     """
 
+    @answering
     def __init__(
         self,
         model: Model,
@@ -96,7 +99,7 @@ class Sampler:
         spacing: Configured[Levels] | str | None = None,
         levels: Levels | None = None,
         clamp: Clamp = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         shape: Sequence[int] | None = None,
         device: torch.device | str | None = None,
         rows: RowMode | None = None,
@@ -161,12 +164,13 @@ class Sampler:
         other._take(make_ready(planned.setup, course, runner.rows, planned.nets))
         return other
 
+    @answering
     @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(
         self,
         cond: Any = None,
-        seeds: int | Iterable[int] | Tensor = 0,
+        seeds: int | Iterable[int] | Tensor | None = None,
         negative: Any = None,
         noise: Tensor | None = None,
         step_noise: Sequence[Tensor] | None = None,
@@ -181,9 +185,11 @@ class Sampler:
         """Sample, fp32 `[B, *shape]`, one sample per seed.
 
         Args:
-            cond: batch-first condition: int labels `[B]` (a tensor, a list, or one int for all), or
-                the pytree of tensors that the network takes. None for the null condition.
-            seeds: one int in [0, 2^63) per sample. A sample depends on its own seed alone.
+            cond: batch-first condition: class labels `[B]`, numbers or names (a list, an array or a
+                tensor, or one for all), or the pytree of tensors that the network takes. None for
+                the null condition, also of single samples of a list.
+            seeds: one int in [0, 2^63) per sample; an int is the first of as many as there are
+                conditions or images, and None is 0, 1, ... A sample depends on its own seed alone.
             negative: the negative condition, in the form of `cond`; None for the null condition.
             noise: start noise fp32 `[B, *shape]` of standard normals, instead of the seeds'. x
                 starts at it (VP, which keeps the variance of normalised data), or at it times the
@@ -202,9 +208,10 @@ class Sampler:
             measurement: or which projection of it is: `fastguide.grey` for colourisation,
                 `fastguide.pooled(4)` for super-resolution, any orthogonal projection of images.
         """
+        check_as_made(self.net)
         planned = self._planned
         check_call(callback, check)
-        numbers = ops.as_seeds(seeds, self.device)
+        numbers = seeds_of(planned, seeds, cond, negative, noise, init, known)
         part = as_known(planned, known, mask, measurement, len(numbers))
         inputs = make_inputs(planned, cond, negative, numbers, noise, step_noise, init)
         plan = planned.plan if callback is None else planned.preview
@@ -218,7 +225,7 @@ class Sampler:
     def rollout(
         self,
         cond: Any = None,
-        seeds: int | Iterable[int] | Tensor = 0,
+        seeds: int | Iterable[int] | Tensor | None = None,
         negative: Any = None,
         noise: Tensor | None = None,
         step_noise: Sequence[Tensor] | None = None,
@@ -233,7 +240,7 @@ class Sampler:
         """
         planned = self._planned
         check_rollout(planned.plan, None)
-        numbers = ops.as_seeds(seeds, self.device)
+        numbers = seeds_of(planned, seeds, cond, negative, noise, init)
         inputs = make_inputs(planned, cond, negative, numbers, noise, step_noise, init)
         trajectory: list[Tensor] = []
 
@@ -271,6 +278,12 @@ class Sampler:
         check_int("batch", batch)
         one = bind_all(self._planned, cond, negative, 1)
         return self._runner.memory(self._planned, one, batch)
+
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def stats(self) -> Stats:
         """What the sampler has done so far."""
@@ -356,19 +369,20 @@ def _remade(model: Model, arguments: dict[str, Any]) -> Sampler:
     return Sampler(model, **arguments)
 
 
+@answering
 def sample(
     model: Model,
     cond: Any = None,
     guidance: Guidance | None = None,
     solver: Solver | Named | str | None = None,
     steps: int = 25,
-    seeds: int | Iterable[int] | Tensor = 0,
+    seeds: int | Iterable[int] | Tensor | None = None,
     *,
     negative: Any = None,
     spacing: Configured[Levels] | str | None = None,
     levels: Levels | None = None,
     clamp: Clamp = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     shape: Sequence[int] | None = None,
     device: torch.device | str | None = None,
     noise: Tensor | Noise | None = None,
@@ -381,8 +395,31 @@ def sample(
     mask: Tensor | None = None,
     measurement: Measurement | None = None,
 ) -> Tensor:
-    """Sample once, fp32 `[B, *shape]`: `Sampler(...)` and one call of it; see there. `noise` is
-    that of the call, a tensor, or that of the sampler, such as "brownian".
+    """Sample once, fp32 `[B, *shape]`, one sample per seed: `Sampler(...)` and one call of it.
+
+    Args:
+        model: what to sample (`fastguide.load`, or a `Model` around any network).
+        cond: class labels `[B]`, numbers or names, or the pytree of batch-first tensors that the
+            network takes; one label for all; None for the null condition.
+        guidance: a guidance or a sum of them, such as `CFG(3.0)`; None for none.
+        solver: a solver, with options as in `ddim(eta=1.0)`, or its name.
+        steps: solver steps, 1 or more.
+        seeds: one int per sample; an int is the first of them; None for 0, 1, ...
+        negative: the negative condition, in the form of `cond`.
+        noise: that of the call, a tensor, or that of the sampler, such as "brownian".
+        step_noise, callback, check, init, known, mask, measurement: as in a call of
+            `fastguide.Sampler`.
+        spacing, levels, clamp, dtype, shape, device, strength: as `fastguide.Sampler` takes them.
+
+    Raises:
+        ValueError, TypeError: an argument that is not as above, named with its value.
+        NonFiniteError: samples are not finite.
+
+    Example:
+        >>> model = fastguide.load("fashion")
+        >>> images = fastguide.sample(model, ["Dress", "Bag"], fastguide.CFG(3.0), steps=25)
+        >>> images.shape
+        torch.Size([2, 1, 28, 28])
     """
     course = (guidance, solver, steps, spacing, levels, clamp)
     drawn: dict[str, Any] = {"noise": noise} if isinstance(noise, str) else {}
@@ -392,6 +429,7 @@ def sample(
     return sampler(cond, seeds, negative, noise, step_noise, callback, check, init=init, **part)
 
 
+@answering
 def invert(
     model: Model,
     images: Tensor,
@@ -404,12 +442,26 @@ def invert(
     spacing: Configured[Levels] | str | None = None,
     levels: Levels | None = None,
     clamp: Clamp = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     shape: Sequence[int] | None = None,
     device: torch.device | str | None = None,
     strength: float | Level | None = None,
 ) -> Tensor:
-    """The noise fp32 `[B, *shape]` of images: `Sampler(...)` and its `invert`; see there."""
+    """The noise fp32 `[B, *shape]` of images: `Sampler(...)` and its `invert`.
+
+    Args:
+        model, guidance, solver, steps, spacing, levels, clamp, dtype, shape, device, strength: as
+            `fastguide.Sampler` takes them.
+        images: fp32 `[B, *shape]`.
+        cond, negative: as in a call of `fastguide.Sampler`.
+
+    Raises:
+        ValueError, TypeError: an argument that is not as above, named with its value.
+
+    Example:
+        >>> noise = fastguide.invert(model, images, ["Dress"])
+        >>> edited = fastguide.sample(model, ["Coat"], noise=noise)
+    """
     course = (guidance, solver, steps, spacing, levels, clamp)
     sampler = Sampler(model, *course, dtype, shape, device, strength=strength)
     return sampler.invert(images, cond, negative)

@@ -13,6 +13,20 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="also what is marked `full`")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without --full, what is marked `full` is left out: the rest of a product of arguments, of
+    which others cover each pair, and what another command shows too."""
+    if config.getoption("full"):
+        return
+    left = [item for item in items if item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
 @pytest.fixture(params=sorted(exact.PROCESSES))
 def process(request):
     """Each noise process in turn."""

@@ -28,6 +28,7 @@ class Classifier:
             `prediction.input_scale` times the noisy image, t is `prediction.net_time`.
         shape: one sample without the batch.
         class_names: of the logits.
+        source: the folder that it was loaded from.
     """
 
     net: Encoder
@@ -35,6 +36,7 @@ class Classifier:
     prediction: Prediction
     shape: tuple[int, ...]
     class_names: tuple[str, ...] = ()
+    source: str = ""
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.net(x, t)
@@ -47,8 +49,8 @@ class TextImage:
 
     Args:
         net: both encoders.
-        process, prediction, shape, class_names: as `Classifier` has them; the names are the texts
-            it was taught.
+        process, prediction, shape, class_names, source: as `Classifier` has them; the names are the
+            texts it was taught.
     """
 
     net: TextImageNet
@@ -56,6 +58,7 @@ class TextImage:
     prediction: Prediction
     shape: tuple[int, ...]
     class_names: tuple[str, ...] = ()
+    source: str = ""
 
     def image(self, x: Tensor, t: Tensor) -> Tensor:
         """Unit embeddings `[B, D]`; x and t as `Classifier` is given them."""
@@ -78,7 +81,7 @@ def save(
     folder: str | Path,
     judge: Classifier | TextImage,
     weights: Mapping[str, Tensor] | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     training: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `judge` to `folder`; arguments as `fastguide.save` has them."""
@@ -89,22 +92,24 @@ def save(
 
 
 def load_classifier(
-    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32
 ) -> Classifier:
     """Read what `fastguide classifier` wrote, in evaluation mode.
 
     Raises:
         CheckpointError: there is no such folder, or it is damaged, or of another kind.
     """
-    return Classifier(*checkpoint.read(folder, {"Encoder": Encoder}, device, dtype))
+    stored = checkpoint.read(folder, {"Encoder": Encoder}, device, dtype)
+    return Classifier(*stored, source=str(folder))
 
 
 def load_text_image(
-    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32
 ) -> TextImage:
     """Read what `fastguide clip` wrote, in evaluation mode.
 
     Raises:
         CheckpointError: there is no such folder, or it is damaged, or of another kind.
     """
-    return TextImage(*checkpoint.read(folder, {"TextImageNet": TextImageNet}, device, dtype))
+    stored = checkpoint.read(folder, {"TextImageNet": TextImageNet}, device, dtype)
+    return TextImage(*stored, source=str(folder))

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +22,20 @@ from fastguide.checkpoint.description import FORMAT, Description, read_descripti
 from fastguide.checkpoint.errors import CheckpointError
 from fastguide.checkpoint.together import replace_together, weights_paths
 from fastguide.checkpoint.weights import Weights, check_finite, check_names, open_weights
+from fastguide.common.arguments import answering
+from fastguide.common.arrays import as_device, as_dtype
+from fastguide.common.checks import shown
 from fastguide.model import Model
 from fastguide.nets import NETS
 from fastguide.process import Noising, Prediction
 
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
+_OTHERS = {
+    "model_index.json": "fastguide.guide(DiffusionPipeline.from_pretrained(folder)) samples those "
+    "pipelines, fastguide.from_diffusers their networks",
+    "config.json": "fastguide.from_diffusers(network, scheduler) samples networks of diffusers "
+    "that their own from_pretrained has loaded",
+}
 _TRIES = 5  # while another process keeps replacing the model
 
 
@@ -46,11 +55,12 @@ class Stored(NamedTuple):
     class_names: tuple[str, ...]
 
 
+@answering
 def save(
     folder: str | Path,
     model: Model,
     weights: Mapping[str, Tensor] | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     training: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `model` to `folder`, its weights stored as `dtype`.
@@ -66,6 +76,10 @@ def save(
         ValueError: the weights have other names or shapes than the network's, or are not finite as
             `dtype`.
     """
+    if isinstance(folder, Model):
+        raise TypeError(f"folder is a Model, and model is {shown(model)}; call save(folder, model)")
+    if not isinstance(model, Model):
+        raise TypeError(f"model is {shown(model)}, but it should be a fastguide.Model")
     net = model.net
     if not isinstance(net, nn.Module) or type(net).__name__ not in NETS:
         raise TypeError(f"net is a {type(net).__name__}, but only {', '.join(NETS)} can be saved")
@@ -77,7 +91,7 @@ def write(
     folder: str | Path,
     stored: Stored,
     weights: Mapping[str, Tensor] | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     training: Mapping[str, Any] | None = None,
 ) -> None:
     """Write any network of `fastguide.nets`; arguments and errors as `save` has them."""
@@ -91,7 +105,8 @@ def write(
                 f"weights[{name!r}].shape is {tuple(value.shape)}, but the network's is "
                 f"{tuple(own[name].shape)}"
             )
-    cast = {name: value.to("cpu", dtype).contiguous() for name, value in weights.items()}
+    stored_as = as_dtype(dtype)
+    cast = {name: value.to("cpu", stored_as).contiguous() for name, value in weights.items()}
     check_finite(folder, cast)
     data = tensors_to_bytes(cast)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -110,28 +125,30 @@ def write(
 
 
 def load(
-    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32
 ) -> Model:
     """Read a model that `save` wrote, in evaluation mode, on `device`, with weights of `dtype`.
 
     Raises:
         CheckpointError: see the class.
     """
-    return describe(*read(folder, NETS, device, dtype))
+    return replace(describe(*read(folder, NETS, device, dtype)), source=str(folder))
 
 
 def read(
     folder: str | Path,
     nets: Mapping[str, type[nn.Module]],
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
 ) -> Stored:
     """Read a folder whose network is one of `nets`, as `load` does.
 
     Raises:
         CheckpointError: see the class.
     """
-    folder = Path(folder)
+    if not isinstance(folder, (str, Path)):
+        raise TypeError(f"folder is {shown(folder)}, but it should be a path")
+    folder, device, dtype = Path(folder), as_device(device), as_dtype(dtype)
     _check_folder(folder)
     for left in reversed(range(_TRIES)):
         about = read_description(folder, nets)
@@ -176,6 +193,9 @@ def _check_folder(folder: Path) -> None:
             f"{folder} looks like a pickle, which can run any code when it is read; "
             "fastguide reads only folders with model.safetensors and model.json"
         )
+    for name, right in _OTHERS.items():
+        if (folder / name).is_file() and not (folder / "model.json").is_file():
+            raise CheckpointError(f"{folder} has {name} of another library, but {right}")
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder with model.safetensors and model.json")
 

@@ -1,15 +1,16 @@
-"""`fastguide sample`: guided samples of a model, as one grid or one file per seed."""
+"""`fastguide sample`: guided samples of a model, as a grid, an archive or a file per seed."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastguide.cli.dtypes import COMPUTED, dtype_of
-from fastguide.cli.guidance import HELP, SCHEDULES, parse_guidance, parse_schedule
+from fastguide.cli.guidance import HELP, SCHEDULES, parse_guidance
+from fastguide.common.checks import did_you_mean
 
 if TYPE_CHECKING:
     from fastguide.model import Model
@@ -23,93 +24,139 @@ def sample(
     negative: Annotated[str, typer.Option(help="negative class: a name or a number")] = "",
     guidance: Annotated[str, typer.Option(help=HELP)] = "auto",
     scale: Annotated[
-        float, typer.Option(help="of cfg and superconditioning without a number; 1 is off")
-    ] = 3.0,
-    schedule: Annotated[str, typer.Option(help=f"of the guidance: {SCHEDULES}")] = "constant",
+        float | None,
+        typer.Option(help="where the guidance has no number for one; 1 is off [default: 3]"),
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help=f"of what has none of its own: {SCHEDULES}")
+    ] = None,
     solver: Annotated[str, typer.Option(help="as in ddim:eta=1 or 'DPM++ 2M Karras'")] = "ddim",
     spacing: Annotated[str, typer.Option(help="of the levels, as in karras:rho=7")] = "",
     steps: int = 25,
-    seeds: Annotated[str, typer.Option(help="as in 0-59 or 3,5,8: one image each")] = "0-59",
-    batch: Annotated[int, typer.Option(help="images at a time")] = 64,
-    out: Annotated[Path, typer.Option(help="a .png for a grid, else a folder")] = Path(
-        "samples.png"
-    ),
-    columns: Annotated[int, typer.Option(help="of the grid; 0 chooses")] = 0,
-    zoom: Annotated[int, typer.Option(help="enlarge each image in the grid")] = 3,
+    clamp: Annotated[
+        str, typer.Option(help="of the denoised image: 1, -1:1, or dynamic[:QUANTILE]")
+    ] = "",
+    seeds: Annotated[str, typer.Option(help="as in 0-59 or 3,5,8: one image each")] = "0-19",
+    batch: Annotated[int, typer.Option(help="images at a time")] = 20,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="a grid (.png, .jpg, .webp), an archive (.npz), or a folder of files, which is "
+            "written as the run goes and goes on where it was interrupted"
+        ),
+    ] = Path("samples.png"),
+    files: Annotated[
+        str | None, typer.Option(help="of a folder: png, jpg or webp [default: png]")
+    ] = None,
+    columns: Annotated[int | None, typer.Option(help="of a grid [default: as it fits]")] = None,
+    zoom: Annotated[int | None, typer.Option(help="of each image in a grid [default: 3]")] = None,
     device: str = "cpu",
     dtype: Annotated[str, typer.Option(help="of the network: fp32, bf16 or fp16")] = "fp32",
+    as_json: Annotated[bool, typer.Option("--json", help="one line of JSON on stdout")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no summary")] = False,
 ) -> None:
-    """Draw guided samples, one per seed, into a PNG grid or a folder of files."""
-    import time
+    """Draw guided samples, one per seed, into a grid, an archive or a folder of files."""
+    from fastguide.cli.written import PICTURES, check_out
+    from fastguide.common.arrays import as_device, as_dtype
 
-    import torch
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+    chosen_dtype, where, numbers = as_dtype(dtype), as_device(device), parse_seeds(seeds)
+    for name, value in (("batch", batch), ("columns", columns), ("zoom", zoom)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, but it should be 1 or more")
+    if files is not None and f".{files.lower()}" not in PICTURES:
+        raise ValueError(f"files is {files!r}, but it should be png, jpg or webp")
+    bounds = parse_clamp(clamp)
+    ending = check_out(out)
+    unused = ["files"] if ending else ["columns", "zoom"]
+    unused += ["columns", "zoom"] if ending == ".npz" else []
+    given = {"files": files, "columns": columns, "zoom": zoom}
+    for name in (name for name in unused if given[name] is not None):
+        kind = f"{ending} file" if ending else "folder"
+        raise ValueError(f"{name} is {given[name]!r}, but out is a {kind}, which has none")
     import fastguide as fg
+    from fastguide.cli.running import Run
+    from fastguide.cli.written import Folder, write_archive
     from fastguide.common import images
-    from fastguide.common.files import make_folder
-    from fastguide.sampling.checks import as_device
 
-    chosen_dtype = dtype_of(dtype, COMPUTED)
-    if batch < 1:
-        raise ValueError(f"batch is {batch}, but it should be 1 or more")
-    if columns < 0 or zoom < 1:
-        raise ValueError(
-            f"columns, zoom are {columns}, {zoom}, but they should not be negative or 0"
-        )
-    numbers = parse_seeds(seeds)
-    where = as_device(device)
-    as_grid = out.suffix.lower() == ".png"
-    make_folder(out.parent if as_grid else out)  # before the work
-    if as_grid and out.is_dir():
-        raise IsADirectoryError(f"out is {out}, but that is a folder")
     loaded = fg.load(model, where, chosen_dtype)
     chosen = parse_classes("classes", classes, loaded)
     against = parse_classes("negative", negative, loaded) if negative else []
     if len(against) > 1:
         raise ValueError(f"negative is {negative!r}, but it should be one class")
-    sampler = fg.Sampler(
-        loaded,
-        guidance=parse_guidance(guidance, scale, parse_schedule(schedule), loaded),
-        solver=solver,
-        steps=steps,
-        spacing=spacing or None,
-    )
+    how = parse_guidance(guidance, loaded, scale, schedule)
+    sampler = fg.Sampler(loaded, how, solver, steps, spacing or None, clamp=bounds)
     labels = [chosen[i % len(chosen)] for i in range(len(numbers))] if chosen else None
-    columns_of_progress = (
-        *Progress.get_default_columns()[:3],
-        MofNCompleteColumn(),
-        TextColumn("evaluations"),
-        TimeElapsedColumn(),
-    )
-    done, start = [], time.perf_counter()
-    with Progress(*columns_of_progress) as progress:
-        batches = range(0, len(numbers), batch)
-        task = progress.add_task("sampling", total=len(batches) * sampler.plan.evaluations)
-        for first in batches:
-            part = slice(first, first + batch)
-            done.append(
-                sampler(
-                    cond=labels[part] if labels else None,
-                    seeds=numbers[part],
-                    negative=against[0] if against else None,
-                    callback=lambda _: progress.advance(task),
-                )
-            )
-    seconds = time.perf_counter() - start
-    result = torch.cat(done).cpu()
-    if as_grid:
-        captions = [loaded.class_names[label] for label in labels] if labels else []
+    folder = None
+    if not ending:
+        settings = {
+            "model": loaded.source,
+            "weights": _digest(loaded),
+            "classes": chosen,
+            "negative": against,
+            "guidance": str(how),
+            "solver": solver,
+            "spacing": spacing,
+            "steps": steps,
+            "clamp": clamp,
+            "seeds": seeds,
+            "dtype": str(chosen_dtype),
+        }
+        folder = Folder(out, settings, f".{(files or 'png').lower()}")
+    todo = [i for i, seed in enumerate(numbers) if folder is None or folder.lacks(seed)]
+    run = Run(sampler, numbers, labels, against[0] if against else None, batch, quiet)
+    try:
+        done, seconds = run(todo, folder)
+    except KeyboardInterrupt:
+        kept = f"what was made lies in {out}, and the same command goes on" if folder else ""
+        typer.echo(f"fastguide: interrupted; {kept or 'nothing was written'}", err=True)
+        raise typer.Exit(130) from None
+    if ending == ".npz":
+        write_archive(out, done, numbers, labels)
+    elif ending:
+        captions = [loaded.class_names[label] for label in labels or () if loaded.class_names]
         wide = columns or (len(chosen) if 1 < len(chosen) <= 12 else 8)
-        images.save_png(images.grid(result, wide, captions, zoom), out)
-    else:
-        for seed, image in zip(numbers, result, strict=True):
-            images.save_png(images.to_pil(image), out / f"{seed:06d}.png")
+        images.save_image(images.grid(done, wide, captions, zoom or 3), out)
     rows = sampler.plan.net_rows
-    typer.echo(
-        f"{len(numbers)} images, {steps} steps of {solver}, {rows} network rows each, "
-        f"in {seconds:.1f} s: {out}"
-    )
+    if as_json:
+        about = {"images": len(numbers), "made": len(todo), "out": str(out), "seconds": seconds}
+        about |= {"steps": steps, "solver": solver, "guidance": str(how), "rows": rows}
+        typer.echo(json.dumps(about))
+    elif not quiet:
+        there = f" ({len(numbers) - len(todo)} were there)" if len(todo) < len(numbers) else ""
+        typer.echo(
+            f"{len(numbers)} images{there}, {steps} steps of {solver}, {rows} network rows each, "
+            f"in {seconds:.1f} s: {out}"
+        )
+
+
+def parse_clamp(text: str) -> Any:
+    """ "1", "-1:1" or "dynamic:0.995"; None for "".
+
+    Raises:
+        ValueError: another text.
+    """
+    from fastguide.engine.threshold import DynamicThreshold
+
+    name, _, tail = text.strip().lower().partition(":")
+    try:
+        if name == "dynamic":
+            return DynamicThreshold(float(tail)) if tail else DynamicThreshold()
+        numbers = tuple(float(one) for one in text.split(":")) if text else ()
+    except ValueError as error:
+        raise ValueError(
+            f"clamp is {text!r}, but it should be as 1, -1:1 or dynamic:0.995: {error}"
+        ) from None
+    return None if not numbers else numbers[0] if len(numbers) == 1 else numbers
+
+
+def _digest(model: Model) -> str:
+    """Of the description of the model, which has that of its weights."""
+    import hashlib
+
+    from fastguide.assets import bundled, path_of
+
+    folder = path_of(model.source) if model.source in bundled() else Path(model.source)
+    return hashlib.sha256((folder / "model.json").read_bytes()).hexdigest()
 
 
 MOST_SEEDS = 10_000_000
@@ -133,19 +180,23 @@ def parse_seeds(text: str) -> list[int]:
 
 def parse_classes(argument: str, text: str, model: Model) -> list[int]:
     """Class labels by name (any case) or number; [] for "none"."""
-    names = model.class_names
-    if text == "none" or (text == "all" and not names):
+    names, word = model.class_names, text.strip().lower()
+    count = model.null if isinstance(model.null, int) else len(names)
+    if word == "none" or (word == "all" and not count):
         return []
-    if text == "all":
-        return list(range(len(names)))
+    if word == "all":
+        return list(range(count))
     lower = [name.lower() for name in names]
     out = []
     for part in (part.strip() for part in text.split(",")):
         if part.lower() in lower:
             out.append(lower.index(part.lower()))
-        elif part.isdigit() and int(part) < len(names):
+        elif part.isdigit() and int(part) < count:
             out.append(int(part))
         else:
-            known = ", ".join(names) or "none: the model is unconditional"
-            raise ValueError(f"{argument} has {part!r}, but the classes are {known}")
+            known = ", ".join(names) or (
+                f"0 to {count - 1}" if count else "none: the model has none"
+            )
+            hint = did_you_mean(part, names)
+            raise ValueError(f"{argument} has {part!r}, but the classes are {known}{hint}")
     return out

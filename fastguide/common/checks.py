@@ -72,8 +72,9 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """The one of `known` that `name` most likely stands for, in any case and with any of `-_ .`
     between; None where none is near.
     """
-    by_key = {_key(one): one for one in reversed(list(known))}
-    found = difflib.get_close_matches(_key(name), by_key, n=1, cutoff=0.6)
+    key, by_key = _key(name), {_key(one): one for one in reversed(list(known))}
+    found = difflib.get_close_matches(key, by_key, n=3, cutoff=0.6)
+    found.sort(key=lambda one: sorted(one) != sorted(key))  # letters that changed places first
     return by_key[found[0]] if found else None
 
 

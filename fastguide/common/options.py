@@ -31,6 +31,20 @@ class Configured(Generic[Result]):
     function: Callable[..., Result]
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # what help() and inspect show: the function's own words, and the options alone
+        signature = inspect.signature(self.function)
+        named = inspect.Parameter.KEYWORD_ONLY
+        options = [
+            one.replace(kind=named, default=self.options.get(one.name, one.default))
+            for one in signature.parameters.values()
+            if one.default is not inspect.Parameter.empty
+        ]
+        seen = inspect.Signature(options, return_annotation=signature.return_annotation)
+        object.__setattr__(self, "__signature__", seen)
+        about = inspect.getdoc(self.function) or ""
+        object.__setattr__(self, "__doc__", f"{self.name}{seen}\n\n{about}")
+
     @property
     def name(self) -> str:
         """The function's name."""
@@ -47,10 +61,13 @@ class Configured(Generic[Result]):
         unknown = sorted(set(options) - set(self.defaults))
         if unknown:
             known = ", ".join(self.defaults) or "none"
-            raise TypeError(f"{self.name} has no option {unknown[0]!r}; its options: {known}")
+            raise TypeError(
+                f"{self.name} has no option {unknown[0]!r}; its options: {known}"
+                f"{did_you_mean(unknown[0], self.defaults)}"
+            )
         parameters = inspect.signature(self.function).parameters
         for name, value in options.items():
-            _check_kind(name, value, parameters[name])
+            _check_kind(f"{name} of {self.name}", value, parameters[name])
         return Configured(self.function, {**self.options, **options})
 
     def run(self, *arguments: Any) -> Result:

@@ -1,5 +1,6 @@
 """Guidance methods and schedules of their weights; `__all__` is what `fastguide` has of them."""
 
+from fastguide.common.arguments import answering_class
 from fastguide.guidance.base import Guidance
 from fastguide.guidance.branches import PerpNeg, TextImageCFG
 from fastguide.guidance.cfg import CFG, Superconditioning
@@ -13,6 +14,7 @@ from fastguide.guidance.projections import APG, MAMBO, TCFG, Adaptive, CFGZeroSt
 from fastguide.guidance.reg import REG
 from fastguide.guidance.sag import SAG
 from fastguide.guidance.schedule import constant, cosine, interval, linear
+from fastguide.guidance.text import parse
 
 __all__ = [
     "APG",
@@ -46,4 +48,9 @@ __all__ = [
     "cosine",
     "interval",
     "linear",
+    "parse",
 ]
+
+for _one in [globals()[name] for name in __all__]:
+    if isinstance(_one, type) and _one is not Guidance:
+        answering_class(_one)

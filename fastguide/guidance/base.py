@@ -15,7 +15,7 @@ from fastguide.common.checks import check_int, check_number, shown
 from fastguide.common.hashing import hash_once
 from fastguide.guidance.modifiers import HighPass, Norm, Projection, Rectified, Rescale, Space
 from fastguide.guidance.potential import Potential
-from fastguide.guidance.schedule import Schedule, is_schedule, values_of
+from fastguide.guidance.schedule import Schedule, check_schedule, is_schedule, values_of
 from fastguide.model import Model
 from fastguide.process import Level
 from fastguide.staging.perturbation import Degraded, Layers, Perturbation
@@ -133,9 +133,18 @@ class Branch:
 POSITIVE = Branch()
 
 
+def as_amount(amount: Any) -> Any:
+    """A number, where `amount` is a tensor or an array of no dimensions; a tensor for an array."""
+    if not isinstance(amount, Tensor) and hasattr(amount, "__array__") and hasattr(amount, "ndim"):
+        amount = torch.as_tensor(amount, device="cpu")
+    if isinstance(amount, Tensor) and amount.ndim == 0 and not amount.is_complex():
+        return amount.item()
+    return amount
+
+
 @dataclass(frozen=True, eq=False)
 class Term:
-    """`weight (p_0 - p_branch)`, with weight = sign * (amount - off) * schedule.
+    """`weight (p_0 - p_branch)`, with weight = sign * times * (amount - off) * schedule.
 
     Args:
         amount: a number, a schedule of numbers, a list of one per step, or a tensor of one per
@@ -143,6 +152,7 @@ class Term:
         off: the amount that means off: 1 for a `scale`, 0 for a `weight`.
         name: how the user called the amount, for errors.
         sign: 1 or -1.
+        times: what the user multiplied the guidance with.
     """
 
     branch: Branch
@@ -151,17 +161,16 @@ class Term:
     name: str
     schedule: Factor = None
     sign: float = 1.0
+    times: float = 1.0
 
     def __post_init__(self) -> None:
         check_int("every", self.branch.every)
+        object.__setattr__(self, "amount", as_amount(self.amount))
         if isinstance(self.schedule, (list, tuple)):
             for value in self.schedule:
                 check_number("a value of schedule", value)
-        elif self.schedule is not None and not is_schedule(self.schedule):
-            raise TypeError(
-                f"schedule is {shown(self.schedule)}, but it should be a schedule such as "
-                "interval(0.3, 2.9), or a function of a Level"
-            )
+        else:
+            check_schedule("schedule", self.schedule)
         if isinstance(self.amount, Tensor):
             if self.amount.ndim != 1 or not self.amount.is_floating_point():
                 raise ValueError(
@@ -210,7 +219,11 @@ class Term:
         if self.off == 1.0:
             amounts = torch.where((amounts - 1.0).abs() <= OFF, 1.0, amounts)
         factors = [1.0] * len(levels) if self.schedule is None else values_of(self.schedule, levels)
-        column = self.sign * torch.tensor(factors, dtype=torch.float64, device="cpu").unsqueeze(1)
+        column = (
+            self.sign
+            * self.times
+            * torch.tensor(factors, dtype=torch.float64, device="cpu").unsqueeze(1)
+        )
         weights = (amounts - self.off) * column
         if not bool(torch.isfinite(weights).all()):
             bad = int((~torch.isfinite(weights)).any(1).nonzero()[0])
@@ -277,7 +290,12 @@ class Shared:
 
 
 class Guidance:
-    """A sum of terms; guidances add up: `CFG(4.0) + CFG(2.0, schedule=interval(0.3, 2.9))`."""
+    """A sum of terms; guidances add up: `CFG(4.0) + CFG(2.0, schedule=interval(0.3, 2.9))`, also by
+    `sum([...])`. `2 * CFG(2.0)` has twice the weight, which is `scale - 1`: it is CFG(3.0).
+    `str(guidance)` is the text that `parse` reads.
+    """
+
+    __array_ufunc__ = None  # a number of NumPy times a guidance is a guidance
 
     def __post_init__(self) -> None:
         self.terms()  # both check their settings
@@ -299,6 +317,25 @@ class Guidance:
         if not isinstance(other, Guidance):
             return NotImplemented
         return Sum((self, other))
+
+    def __radd__(self, other: object) -> Guidance:
+        if isinstance(other, int) and other == 0:  # where `sum` begins
+            return self
+        return NotImplemented
+
+    def __mul__(self, times: float) -> Guidance:
+        if isinstance(times, Guidance):
+            raise TypeError(
+                f"{self} * {times} has two guidances, but one is multiplied by a number"
+            )
+        return Scaled(self, times)
+
+    __rmul__ = __mul__
+
+    def __str__(self) -> str:
+        from fastguide.guidance.said import said  # which knows all guidances
+
+        return said(self)
 
     def rescale(self, share: float = 0.7, space: Space = "prediction") -> Guidance:
         """The guided prediction d, with the positive's standard deviation given back to a `share`
@@ -371,6 +408,18 @@ def as_channels(channels: Sequence[int]) -> tuple[int, ...]:
     return chosen
 
 
+def no_guidance(value: object) -> TypeError:
+    """The error of what is given as a guidance, but is none."""
+    hint = ""
+    if isinstance(value, str):
+        hint = f"; fastguide.parse({shown(value)}) reads text"
+    elif isinstance(value, type) and issubclass(value, Guidance):
+        hint = f"; give it its amount: {value.__name__}(3.0)"
+    return TypeError(
+        f"guidance is {shown(value)}, but it should be a Guidance such as CFG(3.0), or None{hint}"
+    )
+
+
 def check_guidance(name: str, guidance: Guidance) -> None:
     """Raise TypeError unless `guidance` is one with a delta."""
     if not isinstance(guidance, Guidance) or not guidance.terms():
@@ -378,6 +427,34 @@ def check_guidance(name: str, guidance: Guidance) -> None:
             f"guidance of {name} is {guidance!r}, but it should be a guidance with a delta, such "
             "as CFG(3.0)"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled(Guidance):
+    """A guidance whose terms have their weights `times` as large; within `rescale` and projections
+    too, so that `2 * CFG(3.0).rescale()` is `CFG(5.0).rescale()`.
+    """
+
+    guidance: Guidance
+    times: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "times", as_amount(self.times))
+        check_number("times", self.times)
+        super().__post_init__()
+
+    def terms(self) -> tuple[Term, ...]:
+        return tuple(self._scaled(term) for term in self.guidance.terms())
+
+    def inside(self) -> tuple[Inside, ...]:
+        found = self.guidance.inside()
+        return tuple(replace(one, term=self._scaled(one.term)) for one in found)
+
+    def instead(self) -> tuple[Instead, ...]:
+        return self.guidance.instead()
+
+    def _scaled(self, term: Term) -> Term:
+        return replace(term, times=term.times * float(self.times))
 
 
 @dataclass(frozen=True, eq=False)

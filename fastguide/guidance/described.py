@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from fastguide.guidance.base import Guidance, Modified, Sum
+from fastguide.guidance.base import Guidance, Modified, Scaled, Sum
 from fastguide.guidance.modifiers import Rescale
 
 KIND = "kind"
@@ -42,6 +42,8 @@ def _described(value: Any, name: str) -> Any:
     if isinstance(value, Modified) and isinstance(value.value, Rescale):
         inner = _described(value.guidance, name)
         return {KIND: "rescale", "guidance": inner, **_fields(value.value)}
+    if isinstance(value, Scaled):
+        return {KIND: "Scaled", **_fields(value)}
     if type(value).__name__ in _kinds() and is_dataclass(value):
         return {KIND: type(value).__name__, **_fields(value)}
     if isinstance(value, float) and math.isinf(value):
@@ -69,6 +71,8 @@ def _made(data: Any) -> Any:
     kind = data.get(KIND)
     if kind == "Sum":
         return Sum(tuple(known["parts"]))
+    if kind == "Scaled":
+        return Scaled(**known)
     if kind == "rescale":
         return known.pop("guidance").rescale(**known)
     if kind not in _kinds():
@@ -80,5 +84,5 @@ def _kinds() -> dict[str, Any]:
     """Guidances and schedules by name."""
     from fastguide import guidance
 
-    names = (name for name in guidance.__all__ if name != "Guidance")
-    return {name: getattr(guidance, name) for name in names}
+    found = {name: getattr(guidance, name) for name in guidance.__all__ if name != "Guidance"}
+    return {name: one for name, one in found.items() if isinstance(one, type)}

@@ -11,9 +11,10 @@ gradient counts as any delta, and the clamp comes last.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +25,25 @@ from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Term
 from fastguide.guidance.potential import Of, Potential
 
 Form = Literal["score", "mean"]
+
+
+@runtime_checkable
+class TextEncoders(Protocol):
+    """What `fastguide.TextImage` is."""
+
+    class_names: tuple[str, ...]
+
+    def image(self, x: Tensor, t: Tensor) -> Tensor: ...
+    def text(self, texts: Sequence[str]) -> Tensor: ...
+    @property
+    def logit_scale(self) -> float: ...
+
+
+def _as_labels(labels: Any) -> Any:
+    try:
+        return torch.as_tensor(labels, device="cpu")
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return labels  # which is refused
 
 
 def _callable(name: str, value: object) -> None:
@@ -40,15 +60,15 @@ class ClassifierGuidance(Guidance):
         classifier: `classifier(x, t) -> logits [B, classes]`, x and t as the network gets them.
         weight: 0 is off. Published: 1.0, 0.5, 1.0, 4.0 at 64, 128, 256, 512 pixels; 10 for an
             unconditional network.
-        labels: int64 `[B]`; by default the call's `cond`.
+        labels: int64 `[B]`, or ints; by default the call's `cond`.
         form: "score" moves the prediction (algorithm 2, DDIM); "mean" moves the mean of the
             solver's noise by its variance times the gradient, per element where the network
             predicts a variance (algorithm 1, DDPM), and needs a solver that draws noise.
     """
 
-    classifier: Callable[[Tensor, Tensor], Tensor]
+    classifier: Callable[[Tensor, Tensor], Tensor] = field(metadata={"loads": "classifier"})
     weight: Amount
-    labels: Tensor | None = None
+    labels: Tensor | Sequence[int] | None = None
     form: Form = "score"
     schedule: Factor = None
     every: int = 1
@@ -56,6 +76,8 @@ class ClassifierGuidance(Guidance):
     def __post_init__(self) -> None:
         _callable("classifier", self.classifier)
         _check_form(self.form)
+        if self.labels is not None and not isinstance(self.labels, Tensor):
+            object.__setattr__(self, "labels", _as_labels(self.labels))
         if self.labels is not None and (
             not isinstance(self.labels, Tensor)
             or self.labels.ndim != 1
@@ -76,7 +98,7 @@ class ClassifierGuidance(Guidance):
 
     def _log_probability(self, x: Tensor, t: Tensor, target: Any) -> Tensor:
         logits = self.classifier(x, t)
-        labels = target if self.labels is None else self.labels.to(x.device)
+        labels = self.labels.to(x.device) if isinstance(self.labels, Tensor) else target
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             raise ValueError(
                 f"classifier returned {_form(logits)}, but it should return logits "
@@ -94,44 +116,69 @@ class CLIPGuidance(Guidance):
 
     Args:
         image_encoder: `image_encoder(x, t) -> [B, D]`, one for noisy images: x and t as the network
-            gets them (`fastguide clip` trains one).
+            gets them (`fastguide clip` trains one); or a `fastguide.TextImage`.
         text_embedding: `[D]` for all samples, `[B, D]`, or a function that gives `[B, D]` for the
-            labels of the call's `cond`, int64 `[B]`.
+            labels of the call's `cond`, int64 `[B]`. With a `TextImage` a text will do, and None
+            for its `class_names` by those labels.
         weight: 0 is off. Published: 3.
-        logit_scale: the encoders' own; 100 for OpenAI's.
+        logit_scale: the encoders' own; 100 for OpenAI's. None for that of a `TextImage`, else 100.
         of: "denoised" gives the encoder the denoised image instead, for an encoder of clean images,
             through a backward pass of the network; t is then 0.
         form: as for `ClassifierGuidance`; "mean" is GLIDE's own.
     """
 
-    image_encoder: Callable[[Tensor, Tensor], Tensor]
-    text_embedding: Tensor | Callable[[Tensor], Tensor]
+    image_encoder: Callable[[Tensor, Tensor], Tensor] | TextEncoders = field(
+        metadata={"loads": "text_image"}
+    )
+    text_embedding: Tensor | Callable[[Tensor], Tensor] | str | None
     weight: Amount
-    logit_scale: float = 100.0
+    logit_scale: float | None = None
     of: Of = "x"
     schedule: Factor = None
     every: int = 1
     form: Form = "score"
 
     def __post_init__(self) -> None:
-        _callable("image_encoder", self.image_encoder)
-        if not callable(self.text_embedding):
+        if not isinstance(self.image_encoder, TextEncoders):
+            _callable("image_encoder", self.image_encoder)
+            if not callable(self.text_embedding):
+                _check_text(self.text_embedding)
+        elif self.text_embedding is None and not self.image_encoder.class_names:
+            raise ValueError("text_embedding is None, but the image_encoder has no class_names")
+        elif not (callable(self.text_embedding) or isinstance(self.text_embedding, str | None)):
             _check_text(self.text_embedding)
         _check_of(self.of)
         _check_form(self.form)
-        check_number("logit_scale", self.logit_scale)
+        if self.logit_scale is not None:
+            check_number("logit_scale", self.logit_scale)
         super().__post_init__()
 
     def terms(self) -> tuple[Term, ...]:
-        key = hash((id(self.image_encoder), id(self.text_embedding), self.logit_scale))
-        by_label = callable(self.text_embedding)
+        text = self.text_embedding
+        named = text if text is None or isinstance(text, str) else id(text)
+        key = hash((id(self.image_encoder), named, self.logit_scale))
+        by_label = text is None or callable(text)
         potential = Potential(
             key, self._similarity, "image_encoder", self.of, by_label, self.form == "mean"
         )
         return (_term(potential, self),)
 
+    @cached_property
+    def _embedding(self) -> Tensor | Callable[[Tensor], Tensor]:
+        encoders, text = self.image_encoder, self.text_embedding
+        if not isinstance(encoders, TextEncoders) or not isinstance(text, str | None):
+            return text  # type: ignore[return-value]  # as was checked
+        with torch.no_grad():
+            found = encoders.text(encoders.class_names if text is None else [text])
+        return found.__getitem__ if text is None else found[0]
+
     def _similarity(self, x: Tensor, t: Tensor, target: Any) -> Tensor:
-        image, text = self.image_encoder(x, t), self.text_embedding
+        encoders, text, scale = self.image_encoder, self._embedding, self.logit_scale
+        if isinstance(encoders, TextEncoders):
+            scale = encoders.logit_scale if scale is None else scale
+            image = encoders.image(x, t)
+        else:
+            image = encoders(x, t)
         if not isinstance(text, Tensor):
             text = text(target)
             _check_text(text)
@@ -144,7 +191,7 @@ class CLIPGuidance(Guidance):
         if text.ndim == 2 and len(text) != len(x):
             raise ValueError(f"text_embedding is {_form(text)}, but there are {len(x)} samples")
         similarity = F.cosine_similarity(image.float(), text.expand(wanted), dim=1, eps=1e-12)
-        return self.logit_scale * similarity
+        return (100.0 if scale is None else scale) * similarity
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from fastguide.common.checks import check_name
 from fastguide.guidance.base import Amount, Branch, Condition, Factor, Guidance, Instead, Term
 from fastguide.staging.perturbation import (
     BlurredQueries,
     Identity,
+    LayerNames,
     Perturbation,
     Shuffled,
     Skipped,
@@ -45,7 +46,7 @@ class _Layered(Guidance):
     """What the classes below share: the perturbation is all that differs."""
 
     weight: Amount
-    layers: Any = "mid"
+    layers: LayerNames = "mid"
     schedule: Factor = None
     of: Condition = "cond"
     every: int = 1

@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from fastguide.common.checks import check_int, check_name, check_number, shown
-from fastguide.guidance.schedule import Schedule, is_schedule
+from fastguide.common.checks import check_int, check_name, check_number
+from fastguide.guidance.schedule import Schedule, check_schedule
 
 Mode = Literal["vjp", "chain", "difference"]
 Space = Literal["prediction", "denoised"]
@@ -38,8 +38,7 @@ class Rectified:
     def __post_init__(self) -> None:
         check_name("mode", self.mode, get_args(Mode))
         check_int("every", self.every)
-        if self.within is not None and not is_schedule(self.within):
-            raise TypeError(f"within is {shown(self.within)}, but it should be a schedule")
+        check_schedule("within", self.within)
         if self.mode == "chain" and self.every != 1:
             raise ValueError(
                 f"every is {self.every} with mode 'chain', but it should be 1: no factor is held"
@@ -91,8 +90,8 @@ class Projection(Protocol):
 class Rescale:
     """`fastguide.Guidance.rescale`."""
 
-    share: float
-    space: Space
+    share: float = 0.7
+    space: Space = "prediction"
 
     def __post_init__(self) -> None:
         check_number("share", self.share, 0.0, 1.0)

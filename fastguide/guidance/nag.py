@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from fastguide.common.checks import check_name, check_number
 from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Inside, Term
-from fastguide.staging.perturbation import as_layers
+from fastguide.staging.perturbation import LayerNames, as_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class NAG(Guidance):
     scale: Amount = 5.0
     tau: float = 2.5
     alpha: float = 0.25
-    layers: Any = "all"
+    layers: LayerNames = "all"
     schedule: Factor = None
     queries: Literal["own", "shared"] = "own"
 

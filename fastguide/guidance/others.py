@@ -5,13 +5,12 @@ TSG. With `every=k` the delta is computed at each k-th evaluation and held betwe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from fastguide.common.checks import check_number
 from fastguide.guidance.base import Amount, Branch, Factor, Guidance, Other, Term, as_channels
 from fastguide.model import Model
-from fastguide.staging.perturbation import NoisyTime, TimedLayers, as_layers
+from fastguide.staging.perturbation import LayerNames, NoisyTime, TimedLayers, as_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +26,7 @@ class AutoGuidance(Guidance):
         channels: which channels are guided, all by default.
     """
 
-    weak: Model
+    weak: Model = field(metadata={"loads": "model"})
     scale: Amount
     schedule: Factor = None
     every: int = 1
@@ -50,7 +49,7 @@ class SIMS(Guidance):
         weight: omega, 0 is off. Published: about 0.6 to 1.5.
     """
 
-    auxiliary: Model
+    auxiliary: Model = field(metadata={"loads": "model"})
     weight: Amount
     schedule: Factor = None
     every: int = 1
@@ -97,7 +96,7 @@ class TSG(Guidance):
     scale: Amount
     strength: float = 1.0
     power: float = 1.0
-    layers: Any = "time"
+    layers: LayerNames = "time"
     schedule: Factor = None
     every: int = 1
 

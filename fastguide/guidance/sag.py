@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from fastguide.guidance.base import Amount, Branch, Condition, Factor, Guidance, Term
 from fastguide.guidance.layers import terms_of
-from fastguide.staging.perturbation import Degraded, Mask, as_layers
+from fastguide.staging.perturbation import Degraded, LayerNames, Mask, as_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +34,7 @@ class SAG(Guidance):
 
     weight: Amount
     mask: Mask = "attention"
-    layers: Any = "mid"
+    layers: LayerNames = "mid"
     sigma: float | None = None
     kernel_size: int | None = None
     threshold: float = 1.0

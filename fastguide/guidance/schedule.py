@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, Protocol, get_args
 
 from fastguide.common.checks import check_name, check_number, shown
@@ -167,6 +168,23 @@ def is_schedule(value: object) -> bool:
     if isinstance(value, (type, Mapping)):
         return False
     return callable(value) or callable(getattr(value, "values", None))
+
+
+def check_schedule(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is a schedule, any function of a level, or None."""
+    if value is None or is_schedule(value):
+        return
+    hint = ""
+    if isinstance(value, type):
+        hint = f"; give it its numbers, as in {value.__name__}(...)"
+    elif isinstance(value, str):
+        hint = f"; fastguide.parse reads text, as in fastguide.parse('cfg:3,{name}={value}')"
+    elif isinstance(value, Real) and not isinstance(value, bool):
+        hint = f"; constant({value!r}) is the same factor everywhere"
+    raise TypeError(
+        f"{name} is {shown(value)}, but it should be a schedule such as interval(0.3, 2.9), or a "
+        f"function of a Level{hint}"
+    )
 
 
 def values_of(

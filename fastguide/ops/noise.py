@@ -30,7 +30,13 @@ def as_seeds(
     """`seeds` as an int64 tensor `[B]`, one or more; each should lie in [0, 2^63). Those of a
     tensor are looked up with `look`, unless it is on a GPU, which would have to be waited for.
     """
+    if hasattr(seeds, "tolist") and not isinstance(seeds, Tensor):
+        seeds = seeds.tolist()  # an array
     if isinstance(seeds, Tensor):
+        if seeds.ndim == 0 and not seeds.is_floating_point():
+            seeds = seeds.reshape(1)
+        if seeds.dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
+            seeds = seeds.long()
         if seeds.ndim != 1 or seeds.dtype != torch.int64:
             raise ValueError(
                 f"seeds is {seeds.dtype} of shape {tuple(seeds.shape)}, but it should be int64 [B]"

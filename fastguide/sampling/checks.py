@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from fastguide.common.arrays import DTYPES, as_device, as_dtype
 from fastguide.common.checks import check_bool, check_int, check_name, check_number, shown
 from fastguide.engine.captured import Way
 from fastguide.engine.program import RowMode
 from fastguide.guidance.base import Guidance, Other
 from fastguide.model import Model
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_shape(model: Model, shape: Sequence[int] | None) -> tuple[int, ...]:
@@ -45,24 +45,6 @@ def check_images(shape: tuple[int, ...], guidance: Guidance | None) -> None:
             )
 
 
-def as_device(device: torch.device | str) -> torch.device:
-    """`device` as one."""
-    if not isinstance(device, (str, torch.device)):
-        raise TypeError(f"device is {shown(device)}, but it should be a torch.device or its name")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):
-        raise ValueError(
-            f"device is {shown(device)}, but it should be one such as 'cpu' or 'cuda:0'"
-        )
-    count = torch.cuda.device_count() if found.type == "cuda" else 1
-    if found.type == "cuda" and (found.index or 0) >= count:
-        raise ValueError(f"device is {shown(device)}, but torch sees {count} GPUs")
-    return found
-
-
 def device_of(model: Model, device: torch.device | str | None) -> torch.device:
     """Where to run: where the network is."""
     parameter = model.parameter
@@ -74,19 +56,13 @@ def device_of(model: Model, device: torch.device | str | None) -> torch.device:
     return parameter.device
 
 
-def net_as(model: Model, dtype: torch.dtype | None) -> tuple[Any, torch.dtype]:
+def net_as(model: Model, dtype: torch.dtype | str | None) -> tuple[Any, torch.dtype]:
     """The network of that dtype, a copy where its own differs, and the dtype."""
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(
-            f"dtype is {shown(dtype)}, but it should be torch.float32, torch.bfloat16 or "
-            "torch.float16"
-        )
-    if dtype is not None and dtype not in _DTYPES:
-        raise ValueError(f"dtype is {dtype}, but it should be fp32, bf16 or fp16")
+    dtype = None if dtype is None else as_dtype(dtype)
     parameter = model.parameter
     if parameter is None:
         return model.net, dtype or torch.float32
-    if dtype is None and parameter.dtype not in _DTYPES:
+    if dtype is None and parameter.dtype not in DTYPES.values():
         raise ValueError(
             f"model.net is of {parameter.dtype}, but a sampler runs in fp32, bf16 or fp16: "
             "name one as dtype"
@@ -150,6 +126,21 @@ def check_graph(graph: bool | Way, max_captures: int, fallback: bool, device: to
 
 def check_call(callback: Any, check: bool) -> None:
     """Raise for what a call is to do beside sampling, unless it can be done."""
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback is {shown(callback)}, but it should be a function of a Progress")
+    if callback is not None:
+        check_callback(callback)
     check_bool("check", check)
+
+
+def check_callback(callback: Any) -> None:
+    """Raise TypeError unless `callback` can be called with one argument, a `Progress`."""
+    wanted = "but it is called with one argument, a fastguide.Progress: callback(progress)"
+    if not callable(callback):
+        raise TypeError(f"callback is {shown(callback)}, {wanted}")
+    try:
+        signature = inspect.signature(callback)
+    except (TypeError, ValueError):  # of C, which say nothing
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise TypeError(f"callback is {shown(callback)} with {signature}, {wanted}") from None

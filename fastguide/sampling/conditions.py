@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fastguide import ops
-from fastguide.common.checks import shown
+from fastguide.common.checks import did_you_mean, shown
 from fastguide.guidance.base import Condition, Guidance
 from fastguide.model import Model
 
@@ -73,7 +73,7 @@ def bind(
         raise ValueError(
             "negative is None, but the guidance needs a negative condition, as model.null is None"
         )
-    if model.null is None and "target" in names and isinstance(as_labels(cond), Tensor):
+    if model.null is None and "target" in names and isinstance(as_labels(cond, model), Tensor):
         cond = None  # the network takes none: it is the classifier's
     positive = _batched("cond", cond, model, batch, device)
     other = None
@@ -89,13 +89,66 @@ def bind(
     return {"cond": (positive, beside), "negative": (other, null), "null": (null, null)}
 
 
-def as_labels(cond: Any) -> Tensor | None:
+def numbered(name: str, value: Any, model: Model) -> Any:
+    """Class labels with numbers for the names of classes and for None, the null class; lists for
+    arrays.
+
+    Raises:
+        ValueError: no class has that name.
+    """
+    if hasattr(value, "tolist") and not isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, str) and model.class_names:
+        return _class_of(name, value, model.class_names)
+    if not isinstance(value, (list, tuple)):
+        return value
+    found = []
+    for one in value:
+        if hasattr(one, "item") and getattr(one, "ndim", 1) == 0:
+            one = one.item()
+        if isinstance(one, int) and isinstance(model.null, int) and one == model.null:
+            raise _no_class(name, one, model)  # what None stands for below
+        named = isinstance(one, str) and model.class_names
+        one = _class_of(name, one, model.class_names) if named else one
+        found.append(model.null if one is None and isinstance(model.null, int) else one)
+    return found
+
+
+def _class_of(name: str, text: str, class_names: Sequence[str]) -> int:
+    lower = [one.lower() for one in class_names]
+    if text.lower() not in lower:
+        raise ValueError(
+            f"{name} has {text!r}, but the classes are {', '.join(class_names)}"
+            f"{did_you_mean(text, class_names)}"
+        )
+    return lower.index(text.lower())
+
+
+def samples_of(name: str, cond: Any, model: Model) -> int | None:
+    """How many samples a condition is for; None where it is one for all, or says nothing."""
+    if isinstance(cond, (list, tuple)) and not cond:
+        return 0
+    if isinstance(model.null, int) or model.null is None:
+        labels = as_labels(cond, model, name)
+        if labels is not None:
+            return len(labels) if labels.ndim else None
+    if isinstance(model.null, int):
+        return None
+    leaves = [one for one in tree_flatten(cond)[0] if isinstance(one, Tensor) and one.ndim]
+    return len(leaves[0]) if leaves else None
+
+
+def as_labels(cond: Any, model: Model, name: str = "cond") -> Tensor | None:
     """`cond` as int64 labels, or None where it is something else."""
+    cond = numbered(name, cond, model)
     if isinstance(cond, bool) or not isinstance(cond, (int, list, tuple, range, Tensor)):
         return None
     labels = cond if isinstance(cond, Tensor) else None
     if labels is None and (isinstance(cond, int) or all(isinstance(one, int) for one in cond)):
-        labels = torch.tensor(cond if isinstance(cond, int) else list(cond), device="cpu")
+        try:
+            labels = torch.tensor(cond if isinstance(cond, int) else list(cond), device="cpu")
+        except (RuntimeError, ValueError, TypeError, OverflowError):
+            return None
     if labels is None or labels.is_floating_point() or labels.dtype == torch.bool:
         return None
     return labels.long() if labels.ndim < 2 else None
@@ -103,7 +156,7 @@ def as_labels(cond: Any) -> Tensor | None:
 
 def bind_target(model: Model, cond: Any, batch: int, device: torch.device) -> Tensor:
     """The labels int64 `[B]` that a classifier is to find: `cond` of the call."""
-    labels = as_labels(cond)
+    labels = as_labels(cond, model)
     if labels is None:
         raise ValueError(
             f"cond is {cond!r}, but guidance by a classifier needs integer labels: as cond, or as "
@@ -163,17 +216,25 @@ def _batched(name: str, value: Any, model: Model, batch: int, device: torch.devi
     ):
         raise ValueError(f"{name} is {value!r}, but it should hold tensors")
     if isinstance(null, int):
-        return _labels(name, value, null, model.class_names, batch, device)
+        return _labels(name, value, model, batch, device)
     leaves, form = tree_flatten(value)
     if null is not None:
         expected, null_form = tree_flatten(null)
         if form != null_form:
-            raise ValueError(f"{name} has the structure {form}, but the null condition {null_form}")
+            raise ValueError(
+                f"{name} is {_structure(value)}, but it should have the structure of model.null, "
+                f"{_structure(null)}, with the batch first in each tensor"
+            )
     for i, leaf in enumerate(leaves):
         if not isinstance(leaf, Tensor) or leaf.ndim < 1 or leaf.shape[0] != batch:
             found = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
             raise ValueError(f"{name}[{i}] is {found}, but it should be a tensor [{batch}, ...]")
         if null is not None and leaf.shape[1:] != _tensor(expected[i]).shape:
+            if _tensor(expected[i]).shape == (1, *leaf.shape[1:]):
+                raise ValueError(
+                    f"model.null[{i}].shape is {tuple(expected[i].shape)}, but it should be one "
+                    f"sample without the batch, {tuple(leaf.shape[1:])}"
+                )
             raise ValueError(
                 f"{name}[{i}].shape is {tuple(leaf.shape)}, but the null condition's is "
                 f"{tuple(_tensor(expected[i]).shape)}"
@@ -192,14 +253,20 @@ def _repeat(leaf: Any, batch: int, device: torch.device) -> Tensor:
     return tensor.expand(batch, *tensor.shape)
 
 
-def _labels(
-    name: str,
-    value: Any,
-    null: int,
-    class_names: tuple[str, ...],
-    batch: int,
-    device: torch.device,
-) -> Tensor:
+def _structure(value: Any) -> str:
+    """A condition in words: its dicts, lists and the shapes of its tensors."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_structure(one)}' for key, one in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        inner = ", ".join(map(_structure, value))
+        return f"[{inner}]" if isinstance(value, list) else f"({inner},)"
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
+
+
+def _labels(name: str, value: Any, model: Model, batch: int, device: torch.device) -> Tensor:
+    null: int = model.null
+    value = numbered(name, value, model)
+    most = null if isinstance(value, list) else null - 1  # which stands for None in a list
     try:
         labels = _tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -212,10 +279,15 @@ def _labels(
     labels = labels.expand(batch) if labels.ndim == 0 else labels
     if labels.shape != (batch,):
         raise ValueError(f"{name}.shape is {tuple(labels.shape)}, but there are {batch} seeds")
-    bad = labels[(labels < 0) | (labels > null)]
+    bad = labels[(labels < 0) | (labels > most)]
     if bad.numel():
-        names = f": {', '.join(class_names)}" if class_names else ""
-        raise ValueError(
-            f"{name} has {int(bad[0])}, but a class should lie in [0, {null - 1}]{names}"
-        )
+        raise _no_class(name, int(bad[0]), model)
     return labels.to(device)
+
+
+def _no_class(name: str, label: int, model: Model) -> ValueError:
+    names = f": {', '.join(model.class_names)}" if model.class_names else ""
+    null = "; the null class is None" if label == model.null else ""
+    return ValueError(
+        f"{name} has {label}, but a class should lie in [0, {model.null - 1}]{names}{null}"
+    )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastguide import ops
+from fastguide.common.arrays import as_tensor
 from fastguide.common.checks import shown
 from fastguide.engine.passes import Conditions
 from fastguide.engine.run import Inputs
 from fastguide.guidance.base import Other
-from fastguide.sampling.conditions import bind, bind_other, bind_target
+from fastguide.ops.noise import check_seed
+from fastguide.sampling.conditions import bind, bind_other, bind_target, samples_of
 from fastguide.sampling.known import as_init
 from fastguide.sampling.planning import Planned
 
@@ -43,6 +47,31 @@ def make_inputs(
     )
 
 
+def seeds_of(
+    planned: Planned,
+    seeds: int | Iterable[int] | Tensor | None,
+    cond: Any,
+    negative: Any,
+    *images: Any,
+) -> Tensor:
+    """The seeds int64 `[B]` of a call. None are 0 ... B - 1, an int is the first of B that follow
+    each other, where the condition, the negative one, a batch of images or the guidance say B.
+    """
+    first = 0 if seeds is None else seeds
+    array = hasattr(first, "ndim") and first.ndim == 0
+    if not array and (isinstance(first, bool) or not isinstance(first, Integral)):
+        return ops.as_seeds(first, planned.setup.device)
+    start = int(ops.as_seeds(first)[0])
+    model, rank = planned.setup.model, len(planned.setup.settings.shape)
+    found = [samples_of("cond", cond, model), samples_of("negative", negative, model)]
+    found += [len(one) for one in images if getattr(one, "ndim", 0) == rank + 1]
+    batch = next((one for one in (*found, planned.plan.batch) if one is not None), 1)
+    if not batch:
+        raise ValueError("cond is empty, but there should be one for each sample")
+    check_seed(start + batch - 1, "seeds", "has")
+    return start + torch.arange(batch, dtype=torch.int64, device=planned.setup.device)
+
+
 def bind_all(planned: Planned, cond: Any, negative: Any, batch: int) -> Conditions:
     """What all networks take as `cond`."""
     model, device, names = planned.setup.model, planned.setup.device, planned.names
@@ -59,13 +88,15 @@ def bind_all(planned: Planned, cond: Any, negative: Any, batch: int) -> Conditio
 
 def _as_noise(planned: Planned, name: str, noise: Tensor, batch: int) -> Tensor:
     shape = (batch, *planned.setup.settings.shape)
+    noise = as_tensor(noise)
     if not isinstance(noise, Tensor):
-        raise TypeError(f"{name} is {shown(noise)}, but it should be an fp32 tensor {shape}")
-    if noise.shape != shape or noise.dtype != torch.float32:
+        raise TypeError(f"{name} is {shown(noise)}, but it should be a tensor or an array {shape}")
+    if noise.shape != shape or not noise.is_floating_point():
         raise ValueError(
-            f"{name} is {noise.dtype} of shape {tuple(noise.shape)}, but it should be fp32 {shape}"
+            f"{name} is {noise.dtype} of shape {tuple(noise.shape)}, but it should be floats "
+            f"{shape}"
         )
-    return noise.to(planned.setup.device).contiguous()
+    return noise.to(planned.setup.device, torch.float32).contiguous()
 
 
 def _as_noises(planned: Planned, noises: Sequence[Tensor], batch: int) -> list[Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastguide.common.arrays import as_tensor
 from fastguide.engine.plan import start_std
 from fastguide.engine.run import Inputs
 from fastguide.sampling.finite import check_finite
@@ -28,6 +29,7 @@ def inverted(
     Raises:
         ValueError: images are not as above, or the solver draws noise.
     """
+    images = as_tensor(images)
     if not isinstance(images, Tensor) or images.ndim != len(planned.setup.settings.shape) + 1:
         found = tuple(images.shape) if isinstance(images, Tensor) else repr(images)
         raise ValueError(f"images is {found}, but it should be a tensor [B, *shape]")

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from fastguide import ops
+from fastguide.common.arrays import as_tensor
+from fastguide.common.checks import shown
 from fastguide.engine.known import Known, Measurement
 from fastguide.sampling.planning import Planned
 
@@ -21,8 +23,11 @@ def as_image(planned: Planned, name: str, image: Any, batch: int) -> Tensor:
         ValueError, TypeError: it is not as above.
     """
     shape = planned.setup.settings.shape
+    image = as_tensor(image)
     if not isinstance(image, Tensor):
-        raise TypeError(f"{name} is {image!r}, but it should be a tensor [B, *{shape}]")
+        raise TypeError(
+            f"{name} is {shown(image)}, but it should be a tensor or an array {('B', *shape)}"
+        )
     if image.shape not in (torch.Size(shape), (batch, *shape)) or not image.is_floating_point():
         raise ValueError(
             f"{name} is {image.dtype} of shape {tuple(image.shape)}, but it should be floats "
@@ -105,8 +110,9 @@ def _check_symmetric(measurement: Measurement, batch: int, image: Tensor) -> Non
 
 def _as_mask(planned: Planned, mask: Tensor, batch: int) -> Tensor:
     shape = (batch, *planned.setup.settings.shape)
+    mask = as_tensor(mask)
     if not isinstance(mask, Tensor):
-        raise TypeError(f"mask is {mask!r}, but it should be a tensor")
+        raise TypeError(f"mask is {shown(mask)}, but it should be a tensor or an array")
     found = mask.to(planned.setup.device, torch.float32)
     try:
         fits = torch.broadcast_shapes(found.shape, shape) == shape

@@ -14,7 +14,7 @@ from fastguide.engine.passes import Passes, make_passes
 from fastguide.engine.pattern import Pattern
 from fastguide.engine.plan import Plan, make_plan
 from fastguide.engine.program import RowMode
-from fastguide.guidance.base import Guidance, Other
+from fastguide.guidance.base import Guidance, Other, no_guidance
 from fastguide.sampling.checks import check_images, net_as, others_of
 from fastguide.sampling.conditions import named_conditions, random_condition
 from fastguide.sampling.course import Course
@@ -76,7 +76,7 @@ def make_ready(
     """
     model, guidance, device = setup.model, course.guidance, setup.device
     if guidance is not None and not isinstance(guidance, Guidance):
-        raise TypeError(f"guidance is {guidance!r}, but it should be a Guidance such as CFG(3.0)")
+        raise no_guidance(guidance)
     check_images(setup.settings.shape, guidance)
     names = named_conditions(model, guidance)
     others = others_of(model, guidance, device)

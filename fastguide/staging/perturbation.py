@@ -5,7 +5,9 @@ obeyed by the networks.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 from fastguide.common.checks import check_int, check_name, check_number
@@ -60,6 +62,7 @@ class NoisyTime:
 Perturbation = Identity | BlurredQueries | Shuffled | Skipped | NoisyTime
 
 Layers = tuple[str | int, ...]
+LayerNames = str | int | Sequence[str | int]
 
 
 class TimedLayers(tuple[str | int, ...]):
@@ -78,9 +81,9 @@ def as_layers(layers: object) -> Layers:
 
 
 def _one(layer: object) -> str | int:
-    if isinstance(layer, bool) or not isinstance(layer, (str, int)):
+    if isinstance(layer, bool) or not isinstance(layer, (str, Integral)):
         raise TypeError(f"layers has {layer!r}, but a layer is a name, an index, 'mid' or 'all'")
-    return layer
+    return layer if isinstance(layer, str) else int(layer)
 
 
 Mask = Literal["attention", "global", "high_frequency", "random", "square"]

@@ -22,7 +22,12 @@ from wrong import CASES, SPOILED, Wrong
 import fastguide as fg
 
 # what else an error may call an argument: where its value was found to lie
-ALSO = {"within": ("schedule",), "solver": ("has no option",), "spacing": ("has no option",)}
+ALSO = {
+    "model": ("name", "holds no"),
+    "within": ("schedule",),
+    "solver": ("has no option",),
+    "spacing": ("has no option",),
+}
 PACKAGE = str(Path(fg.__file__).parent)
 BLOCK = 50  # inputs that Hypothesis makes from one seed
 CLOSE = 1e-5

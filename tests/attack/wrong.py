@@ -43,9 +43,9 @@ MODELS = [3.0, "fashion", {}, THING, nothing, None]
 FUNCTIONS = [3.0, "x", [], {}, THING, None]
 SHAPES = [8, (2, 4.0, 4), (2,), (-2, 4, 4), (3, 4, 4), "abc", {}, THING, ("a",), (0, 4, 4), (True,)]
 DEVICES = ["gpu", 0, "cuda:99", "meta", "mps", "xpu", "", THING, 3.5, []]
-DTYPES = ["fp16", torch.int8, 3, torch.float64, THING, torch.complex64, float]
+DTYPES = ["fp17", torch.int8, 3, torch.float64, THING, torch.complex64, float]
 SEEDS = [-1, 1.5, "x", [None], [], 2**63, [-1], [1.5], torch.tensor([1.5]), torch.tensor([-1]), {}]
-SEEDS += [THING, [[1]], torch.zeros(1, 1, dtype=torch.int64), None, b"3", HUGE, [HUGE], ["a"]]
+SEEDS += [THING, [[1]], torch.zeros(1, 1, dtype=torch.int64), b"3", HUGE, [HUGE], ["a"]]
 CONDITIONS = ["red", [None], 1.0, 2**70, 99, -1, [0] * 7, THING, {"a": 1}, torch.zeros(1), [[0]]]
 CONDITIONS += [torch.zeros(1, 1, dtype=torch.int64), torch.tensor([99]), b"x", [THING], ["a"], NAN]
 TENSORS = [3.0, "x", [], {}, THING, torch.zeros(9, 9), torch.zeros(1), torch.zeros(2, dtype=int)]
@@ -122,6 +122,8 @@ def of_guidance() -> Iterator[Wrong]:
             values = BY_ANNOTATION.get(annotation, WORDS)
             if key in ("classifier", "energy", "image_encoder"):
                 values = FUNCTIONS
+            elif key == "layers":
+                values = LAYERS
             elif key == "sigma":
                 values = NUMBERS
             elif key in ("labels", "text_embedding"):

@@ -27,6 +27,7 @@ def test_the_bundled_model_is_small_and_complete():
 
 
 def test_the_readme_picture_is_what_the_command_makes(tmp_path):
+    """Its first row, of six: a sample is the same in any batch."""
     out = tmp_path / "samples.png"
     sample_command(
         out=out,
@@ -39,7 +40,7 @@ def test_the_readme_picture_is_what_the_command_makes(tmp_path):
         solver="ddim",
         spacing="",
         steps=25,
-        seeds="0-59",
+        seeds="0-9",
         batch=64,
         columns=0,
         zoom=3,
@@ -47,8 +48,11 @@ def test_the_readme_picture_is_what_the_command_makes(tmp_path):
         dtype="fp32",
     )
     with Image.open(out) as made, Image.open(ROOT / "docs" / "images" / "fashion.png") as shown:
-        assert made.size == shown.size
-        difference = np.abs(np.asarray(made, dtype=float) - np.asarray(shown, dtype=float))
+        assert made.width == shown.width
+        row = made.height - 2  # above the last gap
+        assert (shown.height - made.height) % 5 == 0
+        pixels, whole = np.asarray(made, dtype=float), np.asarray(shown, dtype=float)
+        difference = np.abs(pixels[:row] - whole[:row])
     assert difference.mean() < 1.0  # of 255: rounding may differ from one CPU to another
 
 
@@ -70,13 +74,13 @@ def test_single_pass_and_two_pass_guidance_agree_on_the_bundled_model():
     """Not the same numbers: two trained predictions of the same thing. Off, they are the same."""
     model = fg.load("fashion")
     labels = torch.arange(10)
-    one = fg.sample(model, labels, fg.Superconditioning(3.0), steps=12, seeds=range(10))
-    two = fg.sample(model, labels, fg.CFG(3.0), steps=12, seeds=range(10))
-    plain = fg.sample(model, labels, steps=12, seeds=range(10))
+    one = fg.sample(model, labels, fg.Superconditioning(3.0), steps=8, seeds=range(10))
+    two = fg.sample(model, labels, fg.CFG(3.0), steps=8, seeds=range(10))
+    plain = fg.sample(model, labels, steps=8, seeds=range(10))
     assert (one - two).square().mean() < (one - plain.flip(0)).square().mean() / 3
     assert (one - plain).abs().max() > 0.1
     other = fg.sample(
-        model, labels, fg.Superconditioning(3.0), steps=12, seeds=range(10), negative=labels.flip(0)
+        model, labels, fg.Superconditioning(3.0), steps=8, seeds=range(10), negative=labels.flip(0)
     )
     assert (other - one).abs().max() > 0.1
 

@@ -5,9 +5,8 @@ import math
 
 import pytest
 import torch
-from command import refused
+from command import fastguide
 from test_checkpoint import edit
-from test_cli import fastguide
 from test_encoder import HALF, TEXT
 from test_training import write_idx
 
@@ -34,7 +33,8 @@ def three_kinds(count=96):
 
 def run(kind, out, process=FLOW, stop=None, images=None, report=None, **settings):
     images = three_kinds() if images is None else images
-    config = LoopConfig(**{"steps": 12, "batch": 32, "warmup": 3, "save_every": 5, **settings})
+    usual = {"steps": 12, "batch": 32, "warmup": 3, "save_every": 5, "autocast": False}
+    config = LoopConfig(**{**usual, **settings})
 
     def reported(step, loss):
         if report is not None:
@@ -56,7 +56,7 @@ def trained(tmp_path_factory):
     for kind in ("classifier", "clip"):
         torch.manual_seed(0)
         folder, losses = tmp_path_factory.mktemp(kind), []
-        run(kind, folder, report=losses, steps=150, rate=3e-3, ema=0.9)
+        run(kind, folder, report=losses, steps=150, rate=3e-3, ema=0.9, save_every=150)
         found[kind] = folder, losses
     return found
 
@@ -75,7 +75,8 @@ def images_at(t, count=96):
 )
 def test_a_classifier_learns_from_noise(tmp_path, process):
     losses = []
-    run("classifier", tmp_path, process, report=losses, steps=80, rate=3e-3, warmup=10)
+    settings = {"steps": 80, "rate": 3e-3, "warmup": 10, "save_every": 80}
+    run("classifier", tmp_path, process, report=losses, **settings)
     assert sum(losses[-15:]) < 0.7 * sum(losses[:15])
 
 
@@ -127,6 +128,12 @@ def test_guidance_by_them_finds_the_class(trained, kind):
         run = {"steps": 3, "seeds": range(30)}
         told = fg.sample(model, torch.arange(30) % 3, by_label, **run)
         torch.testing.assert_close(told, fg.sample(model, None, guidance, **run))
+        for named in (None, NAMES[1]):  # texts by label, or one for all
+            labels = torch.arange(30) % 3 if named is None else torch.ones(30, dtype=torch.int64)
+            plain = fg.sample(model, labels, by_label, **run)
+            assert torch.equal(
+                plain, fg.sample(model, labels, fg.CLIPGuidance(pair, named, 3.0), **run)
+            )
     shares = []
     for how in (None, guidance):
         x = fg.sample(model, guidance=how, steps=20, seeds=range(30)).double()
@@ -316,7 +323,7 @@ def test_the_noise_of_a_model(tmp_path):
 )
 def test_wrong_arguments_are_one_line(tmp_path, options, message):
     write_idx(tmp_path, count=40)
-    done = refused("classifier", tmp_path, tmp_path / "out", *SMALL, *options)
+    done = fastguide("classifier", tmp_path, tmp_path / "out", *SMALL, *options)
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     assert "Traceback" not in done.stderr

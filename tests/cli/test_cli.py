@@ -1,26 +1,19 @@
 """The command line, run as a user runs it."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from command import refused
+from command import fastguide
 from PIL import Image
 from test_training import write_idx
 
 import fastguide as fg
-from fastguide.cli.guidance import parse_guidance, parse_schedule
+from fastguide.cli.guidance import parse_guidance
 from fastguide.cli.sample import parse_classes, parse_seeds
 from fastguide.nets import DiT, UNet
 from fastguide.staging.contract import choose_layers
-
-
-def fastguide(*arguments):
-    command = [sys.executable, "-c", "from fastguide.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +137,7 @@ def test_an_unconditional_unet(tmp_path):
 )
 def test_wrong_options_of_a_network_are_one_line(tmp_path, options, message):
     write_idx(tmp_path, count=40)
-    done = refused("train", tmp_path, tmp_path / "out", "--steps", 1, "--batch", 16, *options)
+    done = fastguide("train", tmp_path, tmp_path / "out", "--steps", 1, "--batch", 16, *options)
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -166,7 +159,7 @@ def test_wrong_options_of_a_network_are_one_line(tmp_path, options, message):
     ],
 )
 def test_a_wrong_argument_is_one_line(model, tmp_path, arguments, message):
-    done = refused("sample", model, "--out", tmp_path / "no.png", *arguments)
+    done = fastguide("sample", model, "--out", tmp_path / "no.png", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -188,58 +181,26 @@ def test_parsers(model):
     assert parse_classes("classes", "green, 2", loaded) == [1, 2]
     assert parse_classes("classes", "all", loaded) == [0, 1, 2]
     assert parse_classes("classes", "none", loaded) == []
-    assert parse_schedule("linear:3,1") == fg.linear(3.0, 1.0)
-    assert parse_schedule("cosine") == fg.cosine()
 
 
-def test_guidance_is_a_sum_of_methods(model):
+def test_guidance_of_the_command_line(model):
     loaded = fg.load(model)
-    parts = parse_guidance(
-        "cfg + pag:1,layers=0 + sag:0.5,mask=global,kernel_size=5", 4.0, fg.constant(), loaded
+    both = parse_guidance(
+        f"cfg + pag:1@0 + autoguidance:2,weak={model}", loaded, 4.0, "interval:1:2"
     )
-    terms = parts.terms()
-    assert [term.amount for term in terms] == [4.0, 1.0, 0.5]
-    assert terms[1].branch.layers == (0,)
-    assert (terms[2].branch.degraded.mask, terms[2].branch.degraded.kernel_size) == ("global", 5)
-    seg = parse_guidance("seg:2,layers=blocks.0/mid,sigma=inf", 4.0, fg.constant(), loaded)
-    assert seg.terms()[0].branch.layers == ("blocks.0", "mid")
-    text = f"autoguidance:2,weak={model},every=2 + tsg:2,strength=0.5 + icg:3"
-    terms = parse_guidance(text, 4.0, fg.constant(), loaded).terms()
-    assert terms[0].branch.net.model.shape == loaded.shape
-    assert terms[0].branch.every == 2
-    assert [term.amount for term in terms] == [2.0, 2.0, 3.0]
-    assert parse_guidance("auto", 2.0, fg.constant(), loaded).terms()[0].branch.head == 1
-    assert parse_guidance("none", 2.0, fg.constant(), loaded) is None
-
-
-def test_what_is_done_to_a_delta(model):
-    loaded = fg.load(model)
-    text = "cfg:4 | reg:mode=chain | rescale:0.5 + cfg:3 | apg:radius=2.5,momentum=-0.5"
-    terms = parse_guidance(text, 2.0, fg.constant(), loaded).terms()
-    assert (terms[0].branch.rectified.mode, terms[0].branch.rescales[0].share) == ("chain", 0.5)
-    assert (terms[1].branch.projection.radius, terms[1].branch.projection.momentum) == (2.5, -0.5)
-    star = parse_guidance("cfg | cfgzerostar:zero_steps=2", 2.0, fg.constant(), loaded)
-    assert star.terms()[0].branch.projection.zero_steps == 2
-    fine = parse_guidance("fdg:2,high=5,levels=2", 2.0, fg.constant(), loaded).terms()
-    assert [term.amount for term in fine] == [2.0, 5.0, 2.0]
-    assert fine[1].branch.high_pass.levels == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("cfg:3 | cat", "guidance has '| cat', but after a method comes one of rescale, reg"),
-        ("cfg:3 | reg:2", "guidance has '| reg:2', but reg takes options"),
-        ("dog:1", "guidance has 'dog', but it should be auto, none, or of cfg"),
-        ("pag", "guidance has 'pag', but it needs a weight"),
-        ("pag:x", "guidance has 'pag:x', but 'x' is not a number"),
-        ("pag:1,sigma=2", "but after the weight come options of every, layers, of"),
-        ("sims:1", "but it needs another model: auxiliary=FOLDER"),
-    ],
-)
-def test_guidance_that_cannot_be_read(text, message, model):
-    with pytest.raises(ValueError, match=message):
-        parse_guidance(text, 2.0, fg.constant(), fg.load(model))
+    assert str(both) == (
+        "cfg:4,schedule=interval:1:2 + pag:1@0,schedule=interval:1:2 + "
+        f"autoguidance:2,weak={model},schedule=interval:1:2"
+    )
+    assert str(parse_guidance("auto", loaded)) == "superconditioning:3"
+    assert str(parse_guidance("Auto", loaded, 2.0)) == "superconditioning:2"
+    assert parse_guidance("none", loaded) is None
+    with pytest.raises(
+        ValueError, match="scale is given, but 'cfg:2' has nothing that it would be"
+    ):
+        parse_guidance("cfg:2", loaded, 3.0)
+    with pytest.raises(ValueError, match="schedule is given, but 'none'"):
+        parse_guidance("none", loaded, None, "cosine")
 
 
 def test_info_of_a_model_lists_its_layers(model):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from command import fastguide
 
 COMMAND = [sys.executable, "-c", "from fastguide.cli import main; main()"]
 QUICK = ["--steps", "1", "--seeds", "0"]
@@ -17,10 +18,15 @@ def small_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 
 
-def failed(*arguments, **options):
-    """The one line of a command that fails."""
+def on_a_small_disk(*arguments):
     command = [*COMMAND, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    options = {"capture_output": True, "text": True, "timeout": 120}
+    return subprocess.run(command, **options, preexec_fn=small_disk)
+
+
+def failed(*arguments, run=fastguide):
+    """The one line of a command that fails."""
+    done = run(*arguments)
     assert done.returncode == 2, done
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("fastguide: ")]
@@ -29,16 +35,15 @@ def failed(*arguments, **options):
 
 
 def test_a_full_disk(tmp_path):
-    """Red before: a traceback, which named no file."""
+    """In a process of its own, as the limit would hold for all tests."""
     out = tmp_path / "a.png"
-    line = failed("sample", "fashion", "--out", out, *QUICK, preexec_fn=small_disk)
+    line = failed("sample", "fashion", "--out", out, *QUICK, run=on_a_small_disk)
     assert "File too large" in line
     assert str(out) in line
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_in_the_way(tmp_path):
-    """Red before, and told after the work."""
     (tmp_path / "file").write_text("")
     assert "file is not a folder" in failed("sample", "fashion", "--out", tmp_path / "file", *QUICK)
     out = tmp_path / "file" / "a.png"
@@ -48,7 +53,7 @@ def test_a_file_in_the_way(tmp_path):
 
 
 def test_a_place_that_cannot_be_written(tmp_path):
-    """Red before; not even by the administrator, who may write to what is read-only."""
+    """Not even by the administrator, who may write to what is read-only."""
     assert "/proc/a.png" in failed("sample", "fashion", "--out", "/proc/a.png", *QUICK)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_cli import fastguide
+from command import fastguide
 
 import fastguide as fg
 from fastguide.cli.sims import own_samples

@@ -1,4 +1,4 @@
-"""The command `fastguide` within this process, for what is refused before any work."""
+"""The command `fastguide` within this process."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ from unittest.mock import patch
 from fastguide.cli import main
 
 
-def refused(*arguments) -> CompletedProcess:
+def fastguide(*arguments) -> CompletedProcess:
     """What the command prints and returns; a process of its own would take seconds to start."""
     out, err = io.StringIO(), io.StringIO()
     argv = ["fastguide", *map(str, arguments)]

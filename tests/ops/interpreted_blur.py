@@ -18,13 +18,14 @@ from fastguide.kernels.blur import blur
 from fastguide.ops.blur import dense_like
 
 SENTINEL = 77.0
-SMALL = {**tuning.DEFAULTS["blur"], "BLOCK": 16, "BYTES": 64}
+TILES = {"small": {**tuning.DEFAULTS["blur"], "BLOCK": 16, "BYTES": 64}}
+TILES |= {"default": tuning.DEFAULTS["blur"]}
 
 
-@pytest.fixture(params=[SMALL, tuning.DEFAULTS["blur"]], ids=["small", "default"])
+@pytest.fixture(params=TILES)
 def tile(request, monkeypatch):
     """Tiles smaller and larger than most axes of the tests."""
-    monkeypatch.setitem(tuning.DEFAULTS, "blur", request.param)
+    monkeypatch.setitem(tuning.DEFAULTS, "blur", TILES[request.param])
 
 
 @pytest.fixture(autouse=True)
@@ -77,16 +78,23 @@ def interpreted_any_sigma(sigma, tile):
     close(launch(x, sigma, (9, 20)), reference.blur(x.double(), sigma, (9, 20)))
 
 
-@pytest.mark.parametrize("kernel_size", [1, 3, 9, 31])
+@pytest.mark.parametrize(
+    ("kernel_size", "tile"),
+    [(1, "default"), (3, "small"), (9, "default"), (31, "small")],
+    indirect=["tile"],
+)
 def interpreted_fixed_kernel(kernel_size, tile):
-    x = make((24, 7), 3, kind="pixels")
+    x = make((24, 7), 3, kind="pixels", rows=1)
     for sigma in (0.0, 1e-20, 1.0, 9.0):
         want = reference.blur(x.double(), sigma, (24, 7), kernel_size)
         close(launch(x, sigma, (24, 7), kernel_size), want)
 
 
-@pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
-@pytest.mark.parametrize("kind", ["channels", "pixels", "qkv"])
+@pytest.mark.parametrize(
+    ("dtype", "kind", "tile"),
+    pairs([FP32, BF16, FP16], ["channels", "pixels", "qkv"], list(TILES)),
+    indirect=["tile"],
+)
 def interpreted_rows_have_their_own_sigma(kind, dtype, tile):
     x = make((6, 18), 5, dtype, kind, rows=6)
     sigmas = torch.tensor([0.0, 1.5, math.inf, 0.1, 1e30, 4.0])

@@ -6,7 +6,6 @@ own, as Triton reads TRITON_INTERPRET when it is imported; to choose among them:
 """
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +13,11 @@ from pathlib import Path
 import pytest
 
 FILES = sorted(Path(__file__).parent.glob("interpreted_*.py"))
-PARTS = 2  # of a file, so that no core waits for the other's longest file
 
 
-@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_kernels_in_the_interpreter(file, part, tmp_path):
-    names = re.findall(r"^def (interpreted_\w+)", file.read_text(), re.MULTILINE)[part::PARTS]
-    assert names
-    command = [sys.executable, "-m", "pytest", "-o", "python_functions=interpreted_*"]
-    command += [f"{file}::{name}" for name in names]
+def test_kernels_in_the_interpreter(file, tmp_path):
+    command = [sys.executable, "-m", "pytest", "-o", "python_functions=interpreted_*", str(file)]
     run = subprocess.run(
         [*command, "-q", "--no-header", "-p", "no:cacheprovider"],
         env={**os.environ, "TRITON_INTERPRET": "1"},

@@ -14,6 +14,9 @@ import fastguide as fg
 MODEL = exact.two_classes(exact.PROCESSES["edm"])
 FLAT = fg.Model(lambda x, t, c: -x, fg.Flow(), fg.Prediction("flow"), (8,), null=3)
 STAGED = model_of(dit())
+NAMED = fg.Model(
+    lambda x, t, c: -x, fg.Flow(), "flow", (1, 4, 4), null=3, class_names=("Red", "Green", "Blue")
+)
 HUGE = 10**400
 LEVEL = fg.Flow().level(0.5)
 
@@ -29,6 +32,13 @@ def call(**arguments):
 def model_with(**other):
     given = {"net": MODEL.net, "process": MODEL.process, "prediction": MODEL.prediction}
     return fg.Model(**{**given, "shape": MODEL.shape, **other})
+
+
+def tree(cond, null=None):
+    """A network whose condition is a dict of one tensor."""
+    null = torch.zeros(3) if null is None else null
+    net = fg.Model(lambda x, t, c: -x, fg.Flow(), "flow", (1, 4, 4), null={"a": null})
+    return fg.sample(net, cond, steps=1)
 
 
 CASES = [
@@ -89,12 +99,12 @@ CASES = [
     (lambda: fg.Flow().level("x"), TypeError, "t is 'x'"),
     (lambda: fg.Levels.from_times(fg.Flow(), 3), TypeError, "times is 3"),
     (lambda: fg.Levels.from_times(fg.Flow(), ["a"]), TypeError, r"times\[0\] is 'a'"),
-    (lambda: fg.ddim(eta="x"), TypeError, "eta is 'x'"),
-    (lambda: fg.ddim(eta=HUGE), ValueError, "eta is 1000"),
-    (lambda: fg.karras(rho=math.nan), ValueError, "rho is nan"),
-    (lambda: fg.lms(order=2.5), ValueError, r"order is 2\.5"),
-    (lambda: fg.unipc(variant=3), TypeError, "variant is 3"),
-    (lambda: fg.deis(lower_order_final="yes"), TypeError, "lower_order_final is 'yes'"),
+    (lambda: fg.ddim(eta="x"), TypeError, "eta of ddim is 'x'"),
+    (lambda: fg.ddim(eta=HUGE), ValueError, "eta of ddim is 1000"),
+    (lambda: fg.karras(rho=math.nan), ValueError, "rho of karras is nan"),
+    (lambda: fg.lms(order=2.5), ValueError, r"order of lms is 2\.5"),
+    (lambda: fg.unipc(variant=3), TypeError, "variant of unipc is 3"),
+    (lambda: fg.deis(lower_order_final="yes"), TypeError, "lower_order_final of deis is 'yes'"),
     (lambda: sampler(solver=fg.restart(solver=3)), TypeError, "solver is 3"),
     (
         lambda: sampler(solver=fg.predictor_corrector(predictor="x")),
@@ -120,7 +130,7 @@ CASES = [
     (lambda: sampler(clamp=(1, "a")), TypeError, r"clamp is \(1, 'a'\)"),
     (lambda: sampler(clamp=0.0), ValueError, r"clamp is 0\.0"),
     (lambda: sampler(clamp=(1, 2, 3)), TypeError, r"clamp is \(1, 2, 3\)"),
-    (lambda: sampler(dtype="fp16"), TypeError, "dtype is 'fp16'"),
+    (lambda: sampler(dtype="fp61"), ValueError, r"dtype is 'fp61'.*did you mean 'fp16'\?"),
     (lambda: sampler(dtype=torch.int8), ValueError, "dtype is torch.int8"),
     (lambda: sampler(device="gpu"), ValueError, "device is 'gpu'"),
     (lambda: sampler(device=0), TypeError, "device is 0"),
@@ -136,9 +146,9 @@ CASES = [
     (lambda: sampler().warmup([2.0]), TypeError, r"batches is 2\.0"),
     (lambda: sampler().memory(2.0), TypeError, r"batch is 2\.0"),
     (lambda: fg.Model(MODEL.net, "vp", MODEL.prediction, (1,)), TypeError, "process is 'vp'"),
-    (lambda: fg.Model(MODEL.net, MODEL.process, "eps", (1,)), TypeError, "prediction is 'eps'"),
+    (lambda: fg.Model(MODEL.net, MODEL.process, 3, (1,)), TypeError, "prediction is 3"),
     (lambda: fg.Model(MODEL.net, MODEL.process, MODEL.prediction, 8), TypeError, "shape is 8"),
-    (lambda: fg.load(3), TypeError, "model is 3"),
+    (lambda: fg.load(3), TypeError, "name is 3"),
     (lambda: model_with(class_names=3), TypeError, "class_names is 3"),
     (lambda: model_with(variance="yes"), TypeError, "variance is 'yes'"),
     (lambda: model_with(usual=3), TypeError, "usual is 3"),
@@ -153,12 +163,144 @@ CASES = [
     (lambda: call(seeds=torch.tensor([], dtype=torch.int64)), ValueError, "seeds is empty"),
     (lambda: call(seeds=1.5), TypeError, r"seeds is 1\.5"),
     (lambda: call(seeds=[None]), TypeError, "seeds has None"),
-    (lambda: call(cond="red"), TypeError, "cond is 'red'"),
-    (lambda: call(cond=[None]), TypeError, r"cond is \[None\]"),
+    (lambda: call(cond="red"), ValueError, "cond has 'red', but the classes are a, b"),
+    (lambda: call(cond=[None, 1.5]), ValueError, "cond is torch.float"),
     (lambda: call(cond=1.0), ValueError, "cond is torch.float"),
     (lambda: call(cond=2**70), TypeError, "cond is 1180591620717411303424"),
     (lambda: call(noise=3.0), TypeError, r"noise is 3\.0"),
     (lambda: call(noise=torch.zeros(1, 2, 4, 5)), ValueError, "noise is torch.float32"),
+    # what others call it
+    (lambda: call(generator=3), TypeError, "no argument 'generator'.*here that is seeds, one int"),
+    (lambda: call(num_inference_steps=3), TypeError, "here that is steps, as in steps=25"),
+    (
+        lambda: call(guidance_scale=3),
+        TypeError,
+        "here that is guidance, as in guidance=fastguide.CFG",
+    ),
+    (lambda: call(scheduler=3), TypeError, "here that is solver, as in solver=fastguide.ddim"),
+    (lambda: call(negative_prompt=3), TypeError, "here that is negative, in the form of cond"),
+    (lambda: call(latents=3), TypeError, "here that is noise"),
+    (lambda: call(batch_size=3), TypeError, "here that is seeds"),
+    (
+        lambda: call(step=3),
+        TypeError,
+        r"sample has no argument 'step', only.*did you mean 'steps'\?",
+    ),
+    (lambda: sampler(num_steps=3), TypeError, "Sampler has no argument 'num_steps'"),
+    (lambda: sampler()(seed=3), TypeError, "Sampler has no argument 'seed'.*here that is seeds"),
+    (lambda: fg.sample(), TypeError, r"model is missing; call it as sample\(model, ...\)"),
+    (lambda: fg.Sampler(), TypeError, r"model is missing; call it as Sampler\(model, ...\)"),
+    (lambda: sampler()(*range(20)), TypeError, "Sampler has too many arguments without a name"),
+    (lambda: fg.sample(MODEL, model=MODEL), TypeError, "model is twice"),
+    (lambda: fg.CFG(guidance_scale=3), TypeError, "CFG has no argument 'guidance_scale'.*scale"),
+    (lambda: fg.CFG(), TypeError, r"scale is missing; call it as CFG\(scale, ...\)"),
+    (
+        lambda: fg.PAG(2, layer="mid"),
+        TypeError,
+        r"PAG has no argument 'layer'.*did you mean 'layers'",
+    ),
+    (lambda: fg.SEG(2, sigmas=1), TypeError, r"did you mean 'sigma'\?"),
+    (lambda: fg.APG(), TypeError, r"guidance is missing; call it as APG\(guidance, ...\)"),
+    (lambda: fg.interval(1), TypeError, "high is missing; call it as interval"),
+    (lambda: fg.load(), TypeError, "name is missing"),
+    (lambda: fg.load("fashion", torch_dtype="bf16"), TypeError, "here that is dtype"),
+    (lambda: fg.Model(MODEL.net), TypeError, "process is missing"),
+    (lambda: fg.Model(unet=MODEL.net), TypeError, "Model has no argument 'unet'"),
+    # numbers, schedules and options of a wrong kind
+    (lambda: fg.CFG(2.0, 0.5), TypeError, r"constant\(0\.5\) is the same factor everywhere"),
+    (lambda: fg.CFG(2.0, "cosine"), TypeError, r"fastguide\.parse\('cfg:3,schedule=cosine'\)"),
+    (lambda: fg.CFG(2.0, fg.interval), TypeError, r"give it its numbers, as in interval\(...\)"),
+    (lambda: fg.CFG(2.0, schedule=True), TypeError, "schedule is True"),
+    (lambda: 2 * fg.CFG("a"), TypeError, "scale is 'a'"),
+    (lambda: "a" * fg.CFG(2.0), TypeError, "times is 'a'"),
+    (lambda: math.nan * fg.CFG(2.0), ValueError, "times is nan"),
+    (lambda: sampler(sum([])), TypeError, "guidance is 0"),
+    (lambda: sampler("cfg:3"), TypeError, r"guidance is 'cfg:3'.*fastguide.parse\('cfg:3'\)"),
+    (lambda: sampler(fg.CFG), TypeError, r"guidance is .*; give it its amount: CFG\(3.0\)"),
+    (lambda: fg.ddim(eta="a"), TypeError, "eta of ddim is 'a', but it should be a number"),
+    (lambda: fg.ddim(eta=True), TypeError, "eta of ddim is True"),
+    (lambda: fg.ddim(etta=1), TypeError, r"ddim has no option 'etta'.*did you mean 'eta'\?"),
+    (lambda: fg.karras(rho="x"), TypeError, "rho of karras is 'x'"),
+    (lambda: sampler(solver="ddimm"), ValueError, r"did you mean 'ddim'\?"),
+    (lambda: sampler(spacing="karas"), ValueError, r"did you mean 'karras'\?"),
+    (
+        lambda: sampler(fg.PAG(1.0, "blocks.9"), STAGED),
+        ValueError,
+        r"layers has 'blocks.9'.*did you",
+    ),
+    (lambda: fg.PAG(1.0, [None]), TypeError, "layers has None"),
+    (lambda: fg.parse("cgf:3"), ValueError, r"did you mean 'cfg'\?"),
+    # models and files
+    (lambda: fg.load("fashon"), fg.CheckpointError, r"model is 'fashon'.*did you mean 'fashion'\?"),
+    (lambda: fg.load(3), TypeError, "name is 3"),
+    (lambda: fg.load("fashion", "gpu"), ValueError, "device is 'gpu'.*an NVIDIA GPU is 'cuda'"),
+    (lambda: fg.load("fashion", "cuda:99"), ValueError, "device is 'cuda:99'"),
+    (lambda: fg.load("fashion", dtype="int8"), ValueError, "dtype is 'int8'"),
+    (lambda: fg.load("fashion", dtype=3), TypeError, "dtype is 3"),
+    (lambda: fg.save(STAGED, "folder"), TypeError, r"call save\(folder, model\)"),
+    (lambda: fg.save("folder", 3), TypeError, "model is 3"),
+    (lambda: fg.Model(MODEL.net, fg.Flow(), "flw", (1,)), ValueError, "flw"),
+    (lambda: FLAT.to("cpu"), TypeError, "net is .*only a torch.nn.Module can be moved"),
+    (lambda: STAGED.to("gpu"), ValueError, "device is 'gpu'"),
+    (lambda: STAGED.to(dtype="x"), ValueError, "dtype is 'x'"),
+    # conditions, seeds and images
+    (
+        lambda: call(cond=2),
+        ValueError,
+        r"cond has 2, but a class should lie in \[0, 1\].*the null class is None",
+    ),
+    (lambda: call(cond=torch.tensor([2])), ValueError, "cond has 2.*the null class is None"),
+    (lambda: call(cond=[0, 2]), ValueError, "cond has 2.*the null class is None"),
+    (lambda: call(cond=-1), ValueError, "cond has -1"),
+    (
+        lambda: fg.sample(NAMED, "gren"),
+        ValueError,
+        r"cond has 'gren', but the classes are Red, Gr.*'Green'",
+    ),
+    (lambda: fg.sample(NAMED, ["red", "x"]), ValueError, "cond has 'x', but the classes are"),
+    (
+        lambda: fg.sample(NAMED, [0], fg.CFG(2.0), negative="bleu"),
+        ValueError,
+        "negative has 'bleu'.*'Blue'",
+    ),
+    (lambda: call(cond=[]), ValueError, "cond is empty"),
+    (
+        lambda: call(cond=[0, 1], seeds=[1, 2, 3]),
+        ValueError,
+        r"cond.shape is \(2,\), but there are 3",
+    ),
+    (lambda: call(seeds=-1), ValueError, "seeds has -1"),
+    (lambda: call(seeds=2**63 - 1, cond=[0, 1]), ValueError, "seeds has 9223372036854775808"),
+    (lambda: call(seeds=True), TypeError, "seeds has True"),
+    (lambda: call(seeds="7"), TypeError, "seeds is '7'"),
+    (lambda: call(seeds=torch.rand(2)), ValueError, "seeds is torch.float32"),
+    (
+        lambda: call(noise={"a": 1}),
+        TypeError,
+        "noise is {.*}, but it should be a tensor or an array",
+    ),
+    (lambda: call(noise=torch.zeros(1, 2, 4, 4).long()), ValueError, "noise is torch.int64"),
+    (lambda: call(init=3, strength=1.0), TypeError, "init is 3"),
+    (lambda: call(known=3, mask=torch.ones(1)), TypeError, "known is 3"),
+    (lambda: call(callback=3), TypeError, "callback is 3, but it is called with one argument"),
+    (
+        lambda: call(callback=lambda: 0),
+        TypeError,
+        r"callback is .* with \(\), but it is called with one",
+    ),
+    (lambda: call(callback=lambda a, b: 0), TypeError, r"with \(a, b\), but it is called with one"),
+    (
+        lambda: tree({"b": torch.ones(1, 3)}),
+        ValueError,
+        r"cond is \{'b': a tensor \(1, 3\)\}, but.*'a'",
+    ),
+    (lambda: tree(torch.ones(1, 3)), ValueError, r"cond is a tensor \(1, 3\), but it should have"),
+    (lambda: tree({"a": torch.ones(1, 4)}), ValueError, r"cond\[0\].shape is \(1, 4\)"),
+    (
+        lambda: tree({"a": torch.ones(1, 3)}, torch.zeros(1, 3)),
+        ValueError,
+        "model.null.*without the batch",
+    ),
 ]
 
 
@@ -169,3 +311,7 @@ def test_the_error_names_the_argument_and_its_value(number):
         make()
     assert caught.type is kind
     assert len(str(caught.value)) < 900  # all solvers by name
+
+
+def test_there_are_enough_of_them():
+    assert len(CASES) >= 150

@@ -258,7 +258,7 @@ def test_a_condition_may_be_any_pytree():
     x = fg.sample(model, cond, fg.CFG(2.0), steps=3, seeds=range(4))
     null_rows = fg.sample(model, None, steps=3, seeds=range(4))
     assert (x - null_rows).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="cond has the structure"):
+    with pytest.raises(ValueError, match=r"cond is .*should have the structure"):
         fg.sample(model, {"text": cond["text"]}, steps=3, seeds=range(4))
     with pytest.raises(
         ValueError, match=r"cond\[0\] is \(4, 3, 5\), but it should be a tensor \[3"

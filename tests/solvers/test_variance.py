@@ -103,7 +103,8 @@ def test_a_learned_variance_is_trained_and_sampled(tmp_path):
         time_scale=20.0,
     )
     losses = []
-    config = TrainConfig(steps=200, batch=64, rate=3e-3, warmup=10, ema=0.9, recipe=Recipe())
+    settings = {"rate": 3e-3, "warmup": 10, "ema": 0.9, "recipe": Recipe(), "autocast": False}
+    config = TrainConfig(steps=200, batch=64, **settings)
     process = fg.VP("cosine", timesteps=50)
     model = train(
         net, images, process, PREDICTION, config, tmp_path, lambda _, loss: losses.append(loss)

@@ -1,11 +1,9 @@
 """Averages of any length after the training."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
+from command import fastguide
 from test_training import write_idx
 
 import fastguide as fg
@@ -77,11 +75,6 @@ def test_another_length_agrees_with_one_tracked_directly(run, length):
 
 def test_train_and_reconstruct_from_the_command_line(tmp_path):
     write_idx(tmp_path, count=40)
-
-    def fastguide(*arguments):
-        command = [sys.executable, "-c", "from fastguide.cli import main; main()"]
-        return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
-
     options = ["--steps", 6, "--batch", 16, "--width", 24, "--depth", 1, "--patch", 2]
     options += ["--attention-heads", 2, "--lengths", "0.05,0.1", "--keep-every", 2]
     done = fastguide("train", tmp_path, tmp_path / "run", *options)

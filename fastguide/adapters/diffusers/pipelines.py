@@ -11,12 +11,11 @@ from fastguide.adapters.diffusers.guided import (
     Guided,
     Parts,
     check_negative,
-    check_scheduler,
     is_distilled,
     like,
 )
 from fastguide.adapters.diffusers.run import Run, Settings
-from fastguide.guidance.base import Guidance
+from fastguide.guidance.base import Guidance, no_guidance
 
 
 def guide(
@@ -31,15 +30,13 @@ def guide(
         raise ValueError("pipe is guided already; give guide the original")
     family = family_of(pipe)
     if guidance is not None and not isinstance(guidance, Guidance):
-        raise TypeError(f"guidance is {guidance!r}, but it should be a Guidance such as CFG(3.0)")
+        raise no_guidance(guidance)
     options = None if compile is False else ({} if compile is True else dict(compile))
     parts = Parts(family, guidance, options, check, habits=habits)
     inner = getattr(pipe, family.net)
     if inner is None and family.second is not None:
         inner = getattr(pipe, family.second[0])
-    scheduler = copy.deepcopy(pipe.scheduler)
-    check_scheduler(scheduler)
-    run = Run(inner, scheduler, Settings(family, guidance), parts.cache)
+    run = Run(inner, copy.deepcopy(pipe.scheduler), Settings(family, guidance), parts.cache)
     check_negative(run, type(pipe).__name__, is_distilled(inner, family, pipe))
     for layers in _layers_of(guidance):
         run.choose(layers)
