@@ -113,7 +113,7 @@ class Server:
         else:
             self._setup = set_up(model, shape, device, dtype)
             self._course = Course(None, None, 25, None, None, None)
-        check_graph(graph, self._setup.device)
+        check_graph(graph, max_captures, False, self._setup.device)
         self.max_batch, self.max_queue, self.patience = max_batch, max_queue, patience
         self.max_live = max_live or 4 * max_batch
         self.batch_invariant, self.graph, self.max_captures = batch_invariant, graph, max_captures

@@ -168,6 +168,8 @@ def run_child(victim: Any, request: dict[str, Any], limits: Limits, pipe: int) -
             kill_before(limits.kill_before, limits.below, seen)
         with open(os.devnull, "w") as null:
             os.dup2(null.fileno(), 1)
+            if "-v" not in sys.argv:
+                os.dup2(null.fileno(), 2)
             value = getattr(victim, request["function"])(*request["arguments"])
         reply = {"value": value}
     except BaseException as error:

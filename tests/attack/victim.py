@@ -16,7 +16,7 @@ import fastguide as fg
 import fastguide.training
 from fastguide.checkpoint import judges
 from fastguide.checkpoint import models as checkpoint
-from fastguide.cli import app
+from fastguide.cli.app import app
 from fastguide.nets import DiT, Encoder, TextImageNet, UNet
 
 SECRET = torch.tensor([255, 0, 0], dtype=torch.uint8).view(3, 1, 1)  # an image outside
@@ -36,8 +36,11 @@ def fingerprint(folder: str, reader: str) -> dict[str, str]:
     if reader == "images":
         found = {}
         for path in sorted(Path(folder).glob("[!.]*")):
-            with Image.open(path) as image:
-                found[path.name] = hashlib.sha256(image.tobytes()).hexdigest()
+            data = path.read_bytes()  # of the manifest
+            if path.suffix == ".png":
+                with Image.open(path) as image:
+                    data = image.tobytes()
+            found[path.name] = hashlib.sha256(data).hexdigest()
         return found
     if not (Path(folder) / "model.json").exists():
         return {}

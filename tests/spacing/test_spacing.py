@@ -392,7 +392,7 @@ def test_errors():
         fg.leading.run(SD, 2000)
     with pytest.raises(ValueError, match=r"'shifted'.*for Flow"):
         fg.shifted.run(SD, 10)
-    with pytest.raises(ValueError, match="shift is nan"):
+    with pytest.raises(ValueError, match="shift of shifted is nan"):
         fg.shifted(shift=math.nan).run(fg.Flow(), 10)
     with pytest.raises(ValueError, match="tokens is None, but spacing 'shifted_by_size' needs"):
         fg.shifted_by_size.run(fg.Flow(), 10)
@@ -409,7 +409,7 @@ def test_errors():
             spacing(rho=-1.0).run(fg.EDM(), 10)
     with pytest.raises(ValueError, match=r"a is 0\.0"):
         fg.beta(a=0.0).run(SD, 10)
-    with pytest.raises(ValueError, match="b is nan"):
+    with pytest.raises(ValueError, match="b of beta is nan"):
         fg.beta(b=math.nan).run(SD, 10)
     with pytest.raises(ValueError, match="over is 'noise'"):
         fg.beta(over="noise").run(SD, 10)
