@@ -33,7 +33,7 @@ from fastguide.sampling.known import as_known
 from fastguide.sampling.planning import Planned, make_ready
 from fastguide.sampling.rollout import Rollout, check_rollout, rollout_of
 from fastguide.sampling.running import Runner
-from fastguide.sampling.setup import set_up
+from fastguide.sampling.setup import check_as_made, set_up
 from fastguide.sampling.warmup import warm_up
 from fastguide.solvers import Solver
 from fastguide.solvers.names import Named
@@ -208,6 +208,7 @@ class Sampler:
             measurement: or which projection of it is: `fastguide.grey` for colourisation,
                 `fastguide.pooled(4)` for super-resolution, any orthogonal projection of images.
         """
+        check_as_made(self.net)
         planned = self._planned
         if callback is not None:
             check_callback(callback)

@@ -116,9 +116,13 @@ class Evaluate:
         facts, row = at.facts, at.table
         graph = Graph(facts, row, state.shape[1]) if pattern.graph else None
         parts = self.predict(at, pattern, x, state, graph)
+        if pattern.plain and pattern is at.row.pattern:
+            branches = [parts[branch] for branch in pattern.branches]
+            return Combination(branches, self.weights, variance=parts.get(VARIANCE))
         weights = _planned(at, pattern)
         positive = parts[POSITIVE]
-        branches, deltas, factored, shift, after = [positive], 0, 0, None, None
+        branches = [positive]
+        deltas, factored, shift, after = 0, 0, None, None
         outside = 0  # of the norm
         for k, branch in enumerate(pattern.branches[1:], 1):
             weight = weights[:, 1 + k].view(-1, *[1] * (state.ndim - 1))

@@ -77,6 +77,23 @@ class Pattern:
         return any(b.projection is not None or b.rescales for b in self.branches)
 
     @cached_property
+    def plain(self) -> bool:
+        """Whether each delta is the difference of two predictions, with the plan's weight."""
+        bare = (
+            Branch(
+                cond=b.cond,
+                head=b.head,
+                how=b.how,
+                layers=b.layers,
+                degraded=b.degraded,
+                moved=b.moved,
+                net=b.net,
+            )
+            for b in self.branches
+        )
+        return Pattern(tuple(bare), self.nag) == self
+
+    @cached_property
     def norm(self) -> Norm | None:
         """What the guided prediction is held to, where a branch has it."""
         return next((b.norm for b in self.branches if b.norm is not None), None)

@@ -82,9 +82,11 @@ class Predict:
                 graph.release()
 
         parts = self._other_networks(at, passes, x, context, state.shape[1])
-        for rows, output in self._run(at, passes.first, x, context, differentiate).items():
-            heads = (output,) if self.outputs == 1 else output.chunk(self.outputs, 1)
-            for head, part in enumerate(heads):
+        first = self._run(at, passes.first, x, context, differentiate)
+        if self.outputs == 1:
+            parts |= first
+        for rows, output in first.items() if self.outputs > 1 else ():
+            for head, part in enumerate(output.chunk(self.outputs, 1)):
                 parts[rows.with_head(head)] = part
         if self.side is not None and passes.beside:
             torch.cuda.current_stream().wait_stream(self.side)
@@ -141,7 +143,8 @@ class Predict:
         """One pass, x `[B, *shape]` or the copies that the program takes."""
         batch, net = self.seeds.shape[0], one.rows[0].net
         if x.shape[0] != one.program.inputs * batch:
-            x = x[:batch].repeat(one.program.inputs, *[1] * (x.ndim - 1))
+            copies, x = one.program.inputs, x[:batch]
+            x = x if copies == 1 else x.repeat(copies, *[1] * (x.ndim - 1))
         outputs = self.outputs if net is None else net.model.outputs
         shape = (outputs * x.shape[1], *x.shape[2:])
         bound, t = self._bound(one, context), self._time(at, net)

@@ -116,8 +116,11 @@ def update(
     seeds: Tensor,
     noise: Tensor | None = None,
     net_input: Tensor | None = None,
+    checked: bool = False,
 ) -> None:
-    """A row of the plan: one `step` of the slots `state`, with what its evaluation gave."""
+    """A row of the plan: one `step` of the slots `state`, with what its evaluation gave; `checked`
+    as there.
+    """
     row = at.row
     variance = combined.variance if row.learned else None
     if row.path and noise is None and plan.path is not None:
@@ -151,6 +154,7 @@ def update(
         deltas=combined.deltas,
         factor=combined.factor,
         factored=combined.factored,
+        checked=checked,
         number=at.counted if at.each else None,
     )
     if combined.after is not None:

@@ -34,6 +34,7 @@ def step(
     deltas: int = 0,
     factor: Tensor | None = None,
     factored: int = 0,
+    checked: bool = False,
     number: Tensor | None = None,
 ) -> None:
     """Update `state` in place and write the next network input: the maths of
@@ -61,16 +62,19 @@ def step(
         deltas: bit k is set where branch k is delta_k itself, not p_k with delta_k = p_0 - p_k.
         factor: fp32 `[B, *shape]`, contiguous: f_k of the branches whose bit is set in `factored`;
             the others' is 1.
+        checked: another step of a run passed with tensors of the same shapes and kinds.
         number: int64 `[B]`, beside an evaluation for each sample: what noise and `first_bad` count
             by in its place, where rows of several runs are stacked.
 
     Raises:
         ValueError: a shape, dtype, device or layout is not as above.
     """
-    _check_step(state, branches, weights, table, evaluation, first_bad, seeds, noise, net_input)
-    if evaluation.ndim or number is not None:
-        _check_each(state, evaluation, number)
-    _check_extras(state, variance, bound, extra)
+    if not checked:
+        known = (weights, table, evaluation, first_bad, seeds, noise, net_input)
+        _check_step(state, branches, *known)
+        if evaluation.ndim or number is not None:
+            _check_each(state, evaluation, number)
+        _check_extras(state, variance, bound, extra)
     if deltas or factored or factor is not None:
         check_deltas(state[0], branches, deltas, factor, factored)
     everything = (1 << state.shape[0]) - 1

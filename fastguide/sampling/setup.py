@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,21 @@ from fastguide.model import Model
 from fastguide.sampling.checks import check_shape, device_of, net_as
 from fastguide.staging.contract import choose_layers, is_staged
 from fastguide.staging.perturbation import Layers
+
+
+def _as_it_is(net: Any) -> Any:
+    """What an adapter says that its network is to be taken as at present, the net itself mostly."""
+    look = getattr(net, "as_it_is", None)
+    return net if look is None else look()
+
+
+def check_as_made(net: Any) -> None:
+    """Raise where a sampler's network is not what it was when the sampler was made."""
+    if _as_it_is(net) is not net:
+        raise ValueError(
+            f"model.net is a {type(net).__name__} whose modules have changed since the sampler was "
+            "made (hooks, processors, other modules); make another sampler"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +67,8 @@ def set_up(
     """See `fastguide.Sampler` for the arguments and what is raised."""
     if not isinstance(model, Model):
         raise TypeError(f"model is a {type(model).__name__}, but it should be a fastguide.Model")
+    now = _as_it_is(model.net)
+    model = model if now is model.net else replace(model, net=now)
     sides, where = check_shape(model, shape), device_of(model, device)
     net, number = net_as(model, dtype)
     if not isinstance(compile, (bool, Mapping)):

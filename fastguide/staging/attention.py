@@ -83,7 +83,7 @@ class Meet(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return self.attend(_attention(args, kwargs))
+            return _as_pytorch_lies(self.attend(_attention(args, kwargs)))
         if func is F.multi_head_attention_forward:
             return _multi_head(self.attend, args, kwargs)
         if func in _SOFTMAX:
@@ -126,6 +126,13 @@ class Meet(TorchFunctionMode):
             if known is not None and out.shape == arg.shape:
                 self._products[id(out)] = (out, *known[1:])
                 return
+
+
+def _as_pytorch_lies(out: Tensor) -> Tensor:
+    """`[rows, heads, tokens, d]` with heads beside each other in memory, as PyTorch's attention
+    leaves it for such operands: some processors take a view that relies on it.
+    """
+    return out if out.ndim != 4 else out.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _first(args: tuple[Any, ...], kwargs: Any) -> Any:

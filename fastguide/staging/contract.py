@@ -13,6 +13,9 @@ for all evaluations of a run at once, and the state begins with rows of that in 
 A network without stages may say `why_not_staged`, for errors. One whose work is a sequence of child
 modules needs none of its own: `fastguide.staging.modules` makes one stage of it.
 
+An adapter of another library's network may have `as_it_is()`, which a sampler asks when it is made:
+the adapter itself, or another where something was put on the network's modules since.
+
 A state is a pytree of tensors whose first dimension is the rows; other leaves are shared by all
 rows. Rows come in blocks of B, one block a branch. Stages never write to their input, so that the
 engine can keep a state and go on from it twice.

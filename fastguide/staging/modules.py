@@ -11,6 +11,7 @@ nothing.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from fastguide.staging.timed import timed
 from fastguide.staging.twin import answering, replaced
 
 Grid = Callable[[int, tuple[int, ...]], tuple[int, ...]]
+KEPT_PROBES = 16  # of other shapes
 
 
 class Modules:
@@ -105,8 +107,16 @@ class Modules:
             }
             one = one_sample((x, t, cond))
             found = probe(self.net, tuple(paths), parts, *one)
+            for old in list(self._known)[: 1 - KEPT_PROBES]:
+                self._known.pop(old, None)
             self._known[key] = {(paths[path], n): call for (path, n), call in found.items()}
         return self._known[key]
+
+    def of(self, net: nn.Module, grid: Grid) -> Modules:
+        """The same of a shallow copy of the network, with what is known of its blocks."""
+        found = copy.copy(self)
+        found.net, found.grid = net, grid
+        return found
 
     def _form(self) -> Hashable:
         """What tells the modules' present state from another."""

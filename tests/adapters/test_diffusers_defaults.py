@@ -9,7 +9,7 @@ import fastguide as fg
 
 diffusers = pytest.importorskip("diffusers")
 
-from tiny_diffusers import B, rand, sd, sd3  # noqa: E402
+from tiny_diffusers import B, rand, sd, sd3, unet2d  # noqa: E402
 
 STEPS, SCALE = 12, 5.0
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -170,3 +170,22 @@ def test_a_mask_of_rows_that_have_not_begun(rows):
 
     # under equal conditions the negative rows are the positive ones
     torch.testing.assert_close(run("negative"), run("cond"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [None, fg.PAG(2.0)], ids=["plain", "pag"])
+def test_what_is_put_on_the_network_later_counts(guidance):
+    """Each sampler looks at the modules; one that was made before says that they have changed."""
+    net, scheduler = unet2d(), diffusers.DDIMScheduler(clip_sample=False)
+    model = fg.from_diffusers(net, scheduler)
+    plain = fg.sample(model, None, guidance, steps=2, seeds=[0])
+    sampler = fg.Sampler(model, guidance, steps=2)
+    hook = net.mid_block.register_forward_hook(lambda module, args, output: 0.5 * output)
+    with pytest.raises(ValueError, match="whose modules have changed since the sampler was made"):
+        sampler(seeds=[0])
+    hooked = fg.sample(model, None, guidance, steps=2, seeds=[0])
+    made_now = fg.from_diffusers(net, scheduler)
+    assert torch.equal(hooked, fg.sample(made_now, None, guidance, steps=2, seeds=[0]))
+    assert (hooked - plain).abs().max() > 0.01
+    hook.remove()
+    assert torch.equal(plain, fg.sample(model, None, guidance, steps=2, seeds=[0]))
+    assert torch.equal(plain, sampler(seeds=[0]))

@@ -443,7 +443,7 @@ def test_what_we_do_not_have_is_an_error():
     with pytest.raises(ValueError, match="but there is none; the names are"):
         fg.accelerate(pipe, fg.PAG(1.0, layers="mid_block.attn"))
     with pytest.raises(ValueError, match="KDPM2DiscreteScheduler"):
-        fg.accelerate(sd_pipe(diffusers.KDPM2DiscreteScheduler(**SD_NOISE)))
+        fg.from_diffusers(pipe.unet, diffusers.KDPM2DiscreteScheduler(**SD_NOISE))
     with pytest.raises(TypeError, match="net is a Linear"):
         fg.from_diffusers(torch.nn.Linear(2, 2), pipe.scheduler)
 

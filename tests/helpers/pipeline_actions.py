@@ -7,10 +7,12 @@ does not have it for a family it raises `Absent`.
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import pickle
 import tempfile
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import diffusers
 import torch
@@ -22,6 +24,10 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 class Absent(Exception):
     """Diffusers does not have this for this family."""
+
+
+class Missing(Exception):
+    """A package that is not installed."""
 
 
 def name_of(pipe):
@@ -188,6 +194,159 @@ def layerwise(pipe, net):
     return pipe, {}
 
 
+def model_offload(pipe, net):
+    pipe.enable_model_cpu_offload(device="cpu")
+    return pipe, {}
+
+
+def sequential_offload(pipe, net):
+    """As accelerate's, which does not run where the weights are used on the CPU: each module's
+    weights are there while it runs.
+    """
+    for module in net.modules():
+        held = {name: one for name, one in module._parameters.items() if one is not None}
+        if held:
+            away = {n: torch.nn.Parameter(one.to("meta"), False) for n, one in held.items()}
+            module._parameters.update(away)
+            module.forward = _with(module, held, away, module.forward)
+    for part in pipe.components.values():  # where pipelines look for the device
+        if isinstance(part, torch.nn.Module):
+            part._hf_hook = SimpleNamespace(execution_device=torch.device("cpu"))
+    return pipe, {}
+
+
+def _with(module, held, away, forward):
+    def run(*args, **kwargs):
+        module._parameters.update(held)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            module._parameters.update(away)
+
+    return run
+
+
+def group_offload(kind, **options):
+    def do(pipe, net):
+        cpu = torch.device("cpu")
+        told = {"onload_device": cpu, "offload_device": cpu, "offload_type": kind, **options}
+        need(net, "enable_group_offload")(**told)
+        return pipe, {}
+
+    return do
+
+
+def quantized(how):
+    """Layers of fewer bits, of a package that may be absent."""
+
+    def do(pipe, net):
+        how(net)
+        return pipe, {}
+
+    return do
+
+
+def package(name):
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise Missing(name) from None
+
+
+def torchao(net):
+    found = package("torchao.quantization")
+    found.quantize_(net, found.Int8WeightOnlyConfig())
+
+
+def quanto(net):
+    found = package("optimum.quanto")
+    found.quantize(net, weights=found.qint8)
+    found.freeze(net)
+
+
+def _each_linear(net, make):
+    """Another layer in the place of each linear one whose rows are whole blocks."""
+    for module in list(net.modules()):
+        for name, layer in list(module.named_children()):
+            if type(layer) is torch.nn.Linear and layer.in_features % 32 == 0:
+                setattr(module, name, make(layer))
+
+
+def ggufs(net):
+    quants, kind = package("gguf").quants, package("gguf").GGMLQuantizationType.Q8_0
+    utils = package("diffusers.quantizers.gguf.utils")
+
+    def make(layer):
+        sizes = (layer.in_features, layer.out_features, layer.bias is not None)
+        new = utils.GGUFLinear(*sizes, compute_dtype=torch.float32)
+        weight = torch.from_numpy(quants.quantize(layer.weight.detach().numpy(), kind))
+        new.weight, new.bias = utils.GGUFParameter(weight, quant_type=kind), layer.bias
+        return new
+
+    _each_linear(net, make)
+
+
+def bits_8(net):
+    layers = package("bitsandbytes").nn
+
+    def make(layer):
+        sizes = (layer.in_features, layer.out_features, layer.bias is not None)
+        new = layers.Linear8bitLt(*sizes, has_fp16_weights=False)
+        new.load_state_dict(layer.state_dict())
+        return new.to("cpu")
+
+    _each_linear(net, make)
+
+
+def bits_4(net):
+    layers = package("bitsandbytes").nn
+
+    def make(layer):
+        sizes = (layer.in_features, layer.out_features, layer.bias is not None)
+        new = layers.Linear4bit(*sizes, compute_dtype=torch.float32, quant_type="nf4")
+        weight = layer.weight.detach()
+        new.weight = layers.Params4bit(weight, requires_grad=False, quant_type="nf4")
+        new.bias = layer.bias
+        return new.to("cpu")
+
+    _each_linear(net, make)
+
+
+def tiled(pipe, net):
+    if net.config.in_channels != pipe.vae.config.latent_channels:
+        raise Absent("the tiny network has no latents of the tiny VAE's")
+    pipe.vae.enable_tiling()
+    pipe.vae.enable_slicing()
+    return pipe, {"output_type": "pt"}
+
+
+def no_steps_of_ours(pipe, net):
+    """A scheduler that is not among those whose steps are ours."""
+    if "FlowMatch" in type(pipe.scheduler).__name__:
+        pipe.scheduler = diffusers.FlowMatchLCMScheduler(shift=5.0)
+    else:
+        pipe.scheduler = diffusers.KDPM2DiscreteScheduler.from_config(pipe.scheduler.config)
+    return pipe, {}
+
+
+def of_ones_own(pipe, net):
+    """A scheduler of the user's own, which shrinks what its base returns."""
+    base = type(pipe.scheduler)
+
+    def step(self, model_output, timestep, sample, return_dict=True, **options):
+        found = base.step(self, model_output, timestep, sample, return_dict=False, **options)[0]
+        return (0.7 * found,)
+
+    pipe.scheduler = type("Own", (base,), {"step": step}).from_config(pipe.scheduler.config)
+    return pipe, {}
+
+
+def patched_step(pipe, net):
+    old = pipe.scheduler.step
+    pipe.scheduler.step = lambda *args, **kwargs: (0.7 * old(*args, **kwargs)[0],)
+    return pipe, {}
+
+
 def another_scheduler(pipe, net):
     if "FlowMatch" in type(pipe.scheduler).__name__:
         pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)
@@ -339,7 +498,24 @@ ACTIONS = {
     "`enable_cache` (first block)": (None, first_block_cache, False),
     "`compile_repeated_blocks`": (None, compiled, False),
     "`enable_layerwise_casting` (fp8)": (None, layerwise, True),
+    "`enable_model_cpu_offload`": (None, model_offload, False),
+    "`enable_sequential_cpu_offload`": (None, sequential_offload, False),
+    "`enable_group_offload` (leaves)": (None, group_offload("leaf_level"), False),
+    "`enable_group_offload` (blocks)": (
+        None,
+        group_offload("block_level", num_blocks_per_group=1),
+        False,
+    ),
+    "int8 weights of torchao": (None, quantized(torchao), True),
+    "int8 weights of Quanto": (None, quantized(quanto), True),
+    "Q8_0 weights of GGUF": (None, quantized(ggufs), True),
+    "int8 weights of bitsandbytes": (None, quantized(bits_8), True),
+    "nf4 weights of bitsandbytes": (None, quantized(bits_4), True),
+    "VAE tiling and slicing": (None, tiled, True),
     "another scheduler": (None, another_scheduler, True),
+    "a scheduler whose steps are not ours": (None, no_steps_of_ours, True),
+    "a scheduler of one's own": (None, of_ones_own, True),
+    "another `step` on the scheduler": (None, patched_step, True),
     "the scheduler's config": (None, scheduler_config, True),
     "`from_pipe`": (None, from_pipe, False),
     "`Pipeline(**components)`": (None, from_components, False),
@@ -406,6 +582,7 @@ def outcome(family, action):
 
     Raises:
         AssertionError: a result that is another than the original's.
+        Missing: a package is not installed.
     """
     import fastguide as fg
 
@@ -420,6 +597,8 @@ def outcome(family, action):
         want = run(family, done, changes)
     except Absent:
         return "absent"
+    except Missing:
+        raise
     except Exception:  # whatever it is: the original has no result to compare with
         return "fails"
     scale, limit = want.abs().max(), 1e-4

@@ -25,13 +25,12 @@ class ByBlocks(Whole):
         **settings: Any,
     ) -> None:
         super().__init__(net, time_scale, why_not_staged, layout)
-        self.settings = settings
         self.modules_of_net = modules_of(self, net, "net", grid=self.grid, **settings)
 
     def of_run(self) -> ByBlocks:
         found = super().of_run()
         assert isinstance(found, ByBlocks)
-        found.modules_of_net = modules_of(found, self.net, "net", grid=found.grid, **self.settings)
+        found.modules_of_net = self.modules_of_net.of(found, found.grid)
         return found
 
     @property

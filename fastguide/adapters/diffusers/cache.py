@@ -13,7 +13,7 @@ from torch import nn
 
 from fastguide.adapters.diffusers.look import structure
 from fastguide.adapters.diffusers.network import Adapted
-from fastguide.adapters.diffusers.networks import adapt
+from fastguide.adapters.diffusers.networks import made, why_not_staged
 from fastguide.adapters.diffusers.whole import Whole
 from fastguide.engine.compiled import Compiled
 from fastguide.engine.passes import Passes
@@ -65,17 +65,14 @@ class Cache:
 
     def entry(self, net: nn.Module, time_scale: float, why_whole: str | None = None) -> Entry:
         """What is made from `net` as it is now; as one where there is a reason `why_whole`."""
-        adapted = adapt(net, time_scale, why_whole)
-        why = getattr(adapted, "why_not_staged", None)
-        made_from: tuple[Any, ...] = (net, time_scale, why)
-        if why is None:
-            made_from += structure(net)
+        why = why_not_staged(net, why_whole)
+        made_from = (net, time_scale, why, *structure(net))
         with self._lock:
             self._entries = [one for one in self._entries if one.made_from[0] is net]
             for one in self._entries:
                 if one.made_from == made_from:
                     return one
-            found = Entry(adapted, made_from, self.compiled)
+            found = Entry(made(net, time_scale, why), made_from, self.compiled)
             self._entries = [*self._entries[-KEPT_NETWORKS + 1 :], found]
             return found
 

@@ -29,7 +29,8 @@ class Gather:
                 return Call(x, call.fixed, call.varying)
         call = self.net.gather(args, kwargs)
         if not call.varying:
-            self._known = [*self._known[-1:], (kwargs, call)]  # positive, negative
+            told = {name: _as_now(value) for name, value in kwargs.items()}
+            self._known = [*self._known[-1:], (told, call)]  # positive, negative
         return call
 
     def _repeats(self, kwargs: dict[str, Any], given: dict[str, Any]) -> bool:
@@ -42,8 +43,17 @@ class Gather:
         return True
 
 
+def _as_now(value: Any) -> Any:
+    """What a dict or a list holds now: pipelines write others into the same one."""
+    if isinstance(value, dict):
+        return dict(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _same_leaves(one: Any, other: Any) -> bool:
-    """Whether two dicts hold the same objects."""
+    """Whether a dict or list holds the same objects as one did."""
+    if isinstance(one, list) and isinstance(other, tuple):
+        return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
     if not isinstance(one, dict) or not isinstance(other, dict) or len(one) != len(other):
         return False
     return all(other.get(name, other) is value for name, value in one.items())

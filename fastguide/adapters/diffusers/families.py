@@ -50,6 +50,8 @@ class Family:
             that is its scale.
         distilled: the flag of the pipeline's config with which it has no negative rows.
         whole: why stages that we have are not for this pipeline.
+        why_relayed: why the pipeline combines its rows itself; the positive ones come first, and
+            its `do_classifier_free_guidance` asks for three for each sample.
     """
 
     net: str
@@ -64,6 +66,7 @@ class Family:
     second: tuple[str, str] | None = None
     distilled: str | None = None
     whole: str | None = None
+    why_relayed: str | None = None
 
     def ours(self, scale: float) -> float:
         """The scale of `fastguide.CFG` that the pipeline's own is."""
@@ -103,6 +106,8 @@ _SD3 = Family("transformer", refused=("skip_guidance_layers",))
 _FLUX = Family("transformer", "true_cfg_scale", separate=True, asks=True)
 _PLAIN = Family("unet", None)
 _TEXT = Family("transformer")
+_FLUX_ALONE = Family("transformer", None)  # its pipeline has no true_cfg_scale
+_EDITS = Family("unet", None, why_relayed="its pipeline combines text and image conditions itself")
 _APART = Family("transformer", separate=True)
 _OTHER_IMAGES = "its input holds tokens of other images"
 _KONTEXT = Family("transformer", "true_cfg_scale", separate=True, asks=True, whole=_OTHER_IMAGES)
@@ -160,15 +165,28 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionXLControlNetPipeline": _SD,
     "StableDiffusionXLControlNetImg2ImgPipeline": _SD,
     "StableDiffusionXLControlNetInpaintPipeline": _SD,
+    "StableDiffusionXLControlNetUnionPipeline": _SD,
+    "StableDiffusionXLControlNetUnionImg2ImgPipeline": _SD,
+    "StableDiffusionXLControlNetUnionInpaintPipeline": _SD,
+    "StableDiffusionAdapterPipeline": _SD,
+    "StableDiffusionXLAdapterPipeline": _SD,
+    "StableDiffusionInstructPix2PixPipeline": _EDITS,
+    "StableDiffusionXLInstructPix2PixPipeline": _EDITS,
     "StableDiffusion3Pipeline": _SD3,
     "StableDiffusion3Img2ImgPipeline": _SD3,
     "StableDiffusion3InpaintPipeline": _SD3,
+    "StableDiffusion3ControlNetPipeline": _SD3,
+    "StableDiffusion3ControlNetInpaintingPipeline": _SD3,
     "FluxPipeline": _FLUX,
     "FluxImg2ImgPipeline": _FLUX,
     "FluxInpaintPipeline": _FLUX,
+    "FluxControlNetPipeline": _FLUX,
+    "FluxControlNetImg2ImgPipeline": _FLUX_ALONE,
+    "FluxControlNetInpaintPipeline": _FLUX_ALONE,
     "PixArtAlphaPipeline": _TEXT,
     "PixArtSigmaPipeline": _TEXT,
     "SanaPipeline": _TEXT,
+    "SanaControlNetPipeline": _TEXT,
     "DiTPipeline": Family("transformer", null_first=False),
     "DDPMPipeline": _PLAIN,
     "DDIMPipeline": _PLAIN,

@@ -16,6 +16,7 @@ from typing import Any
 from fastguide.adapters.diffusers.cache import Cache
 from fastguide.adapters.diffusers.draws import draws_of
 from fastguide.adapters.diffusers.families import NONE, Family, Habits
+from fastguide.adapters.diffusers.relay import is_patched
 from fastguide.adapters.diffusers.run import Run, Settings
 from fastguide.adapters.diffusers.scales import Scale, cfg_terms, guided, is_on
 from fastguide.adapters.diffusers.standins import network_of, original, scheduler_of
@@ -122,9 +123,9 @@ class Guided:
             else lambda: None,
             second,
             None if second is None else parts.guidance_of(of_second, rescale, habits),
+            rows_of(family, given),
         )
-        scheduler = copy.deepcopy(original(self.scheduler))  # type: ignore[attr-defined]
-        check_scheduler(scheduler)
+        scheduler = scheduler_of_run(original(self.scheduler))  # type: ignore[attr-defined]
         run = Run(inner, scheduler, settings, parts.cache)
         check_negative(run, self.fastguide_class.__name__, distilled)
         _set_scale(given, scale, run, distilled)
@@ -256,8 +257,26 @@ def is_distilled(net: Any, family: Family, pipe: Any) -> bool:
     return told and family.scale == "guidance_scale"
 
 
+def rows_of(family: Family, given: inspect.BoundArguments) -> int:
+    """How many rows a pipeline runs for each sample, where it combines them itself."""
+    if family.why_relayed is None:
+        return 1
+    scale, other = (
+        given.arguments.get(name, given.signature.parameters[name].default)
+        for name in ("guidance_scale", "image_guidance_scale")
+    )
+    return 3 if scale > 1.0 and other >= 1.0 else 1
+
+
 def check_negative(run: Run, kind: str, distilled: bool) -> None:
     """Raise where the guidance needs what the pipeline does not have."""
+    own = run.settings.family.why_relayed
+    if own is not None and run.needs_negative:
+        raise ValueError(
+            f"guidance is {run.guidance!r}, which needs a negative condition, but the pipeline is "
+            f"a {kind}, and {own}: give guidance_scale and image_guidance_scale in the call, and "
+            "only what has no negative condition here, such as PAG"
+        )
     if run.needs_negative and run.settings.family.scale is None:
         raise ValueError(f"guidance needs a negative condition, but a {kind} has none")
     if "null" in run.names:
@@ -271,16 +290,9 @@ def check_negative(run: Run, kind: str, distilled: bool) -> None:
         )
 
 
-def check_scheduler(scheduler: Any) -> None:
-    """Raise where what a loop calls is not diffusers' own, which ours would pass by."""
-    for name in ("step", "scale_model_input", "set_timesteps"):
-        own = getattr(type(scheduler), name, None)
-        theirs = own is None or str(own.__module__).startswith("diffusers.")
-        if name in scheduler.__dict__ or not theirs:
-            raise ValueError(
-                f"the scheduler is a {type(scheduler).__name__} with a {name} of its own, which a "
-                "guided pipeline would pass by"
-            )
+def scheduler_of_run(scheduler: Any) -> Any:
+    """A copy, so that runs do not meet; one whose methods were replaced is used as it is."""
+    return scheduler if is_patched(scheduler) else copy.deepcopy(scheduler)
 
 
 def _asked(

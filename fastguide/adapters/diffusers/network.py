@@ -47,6 +47,7 @@ class Adapted(nn.Module):
         super().__init__()
         self.net = net
         self.time_scale = time_scale
+        self.made_from: Any = None  # of `networks.made`
         self.channels = int(net.config.in_channels)
         self.arguments = tuple(inspect.signature(type(net).forward).parameters)[1:]
 
@@ -96,6 +97,12 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """The plain prediction."""
         return run_stages(self, x, t, cond)
+
+    def as_it_is(self) -> Any:
+        """This, or another of the same network as its modules are now."""
+        from fastguide.adapters.diffusers.networks import as_it_is
+
+        return as_it_is(self)
 
     def prepare(self, cond: Any) -> Any:
         """`cond` with what depends on it alone worked out; stages take it with and without."""

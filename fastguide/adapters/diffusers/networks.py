@@ -12,7 +12,7 @@ from fastguide.adapters.diffusers.blocks import blocks_of
 from fastguide.adapters.diffusers.by_blocks import time_scale_of, whole
 from fastguide.adapters.diffusers.dit import DiT
 from fastguide.adapters.diffusers.flux import Flux
-from fastguide.adapters.diffusers.look import what_is_on
+from fastguide.adapters.diffusers.look import structure, what_is_on
 from fastguide.adapters.diffusers.network import Adapted, class_name
 from fastguide.adapters.diffusers.pixart import PixArt, Sana
 from fastguide.adapters.diffusers.sd3 import SD3
@@ -43,6 +43,15 @@ def adapt(net: nn.Module, time_scale: float = 1.0, why_whole: str | None = None)
     Raises:
         TypeError: `net` is no diffusers network.
     """
+    return made(net, time_scale, why_not_staged(net, why_whole))
+
+
+def why_not_staged(net: nn.Module, why_whole: str | None = None) -> str | None:
+    """Why the network cannot run in stages as it is now; None where it can.
+
+    Raises:
+        TypeError: `net` is no diffusers network.
+    """
     if not isinstance(net, nn.Module) or not hasattr(net, "config"):
         raise TypeError(
             f"net is a {type(net).__name__}, but it should be a network of diffusers, such as "
@@ -51,13 +60,32 @@ def adapt(net: nn.Module, time_scale: float = 1.0, why_whole: str | None = None)
     name = class_name(net)
     _check_channels(net, name)
     if name not in STAGED:
-        return whole(net, time_scale_of(net, time_scale), f"fastguide has no stages for a {name}")
-    staged, what_is_missing = STAGED[name]
-    why = why_whole or what_is_missing(net) or what_is_on(net)
+        return f"fastguide has no stages for a {name}"
+    why = why_whole or STAGED[name][1](net) or what_is_on(net)
+    return None if why is None else f"the {name} cannot run in stages: {why}"
+
+
+def made(net: nn.Module, time_scale: float, why: str | None) -> Adapted | Whole:
+    """The network in stages, or by its modules for the reason `why`."""
+    staged = STAGED.get(class_name(net), (None,))[0]
+    found: Adapted | Whole
     if why is None:
-        return staged(net, time_scale)
-    told, why = time_scale_of(net, time_scale), f"the {name} cannot run in stages: {why}"
-    return whole(net, told, why, Flux(net) if staged is Flux else None)
+        assert staged is not None
+        found = staged(net, time_scale)
+    else:
+        layout = Flux(net) if staged is Flux else None
+        found = whole(net, time_scale_of(net, time_scale), why, layout)
+    found.made_from = (time_scale, why, structure(net))
+    return found
+
+
+def as_it_is(adapted: Adapted | Whole) -> Adapted | Whole:
+    """The same, or another of its network where something was put on that, or taken off, since."""
+    time_scale, why, modules = adapted.made_from
+    now = why_not_staged(adapted.net)
+    if now == why and structure(adapted.net) == modules:
+        return adapted
+    return made(adapted.net, time_scale, now)
 
 
 def _check_channels(net: Any, name: str) -> None:

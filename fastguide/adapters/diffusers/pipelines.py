@@ -11,7 +11,6 @@ from fastguide.adapters.diffusers.guided import (
     Guided,
     Parts,
     check_negative,
-    check_scheduler,
     is_distilled,
     like,
 )
@@ -37,9 +36,7 @@ def guide(
     inner = getattr(pipe, family.net)
     if inner is None and family.second is not None:
         inner = getattr(pipe, family.second[0])
-    scheduler = copy.deepcopy(pipe.scheduler)
-    check_scheduler(scheduler)
-    run = Run(inner, scheduler, Settings(family, guidance), parts.cache)
+    run = Run(inner, copy.deepcopy(pipe.scheduler), Settings(family, guidance), parts.cache)
     check_negative(run, type(pipe).__name__, is_distilled(inner, family, pipe))
     for layers in _layers_of(guidance):
         run.choose(layers)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastguide.adapters.diffusers.draws import Draws
+from fastguide.adapters.diffusers.relay import check_plain, of_guided, relayed_course
 from fastguide.adapters.diffusers.schedulers import Course, Meaning, course_of
 from fastguide.engine.plan import Plan, make_plan
 from fastguide.guidance.base import Guidance
@@ -22,12 +23,15 @@ class Planned:
     Args:
         alphas: what latents are multiplied with to be our x, before each row and after the last.
         scales: of the network's input for x, before each row.
+        guided: where the scheduler takes its own steps, the plan by which `step` gives the guided
+            prediction.
     """
 
     course: Course
     plan: Plan
     alphas: tuple[float, ...]
     scales: tuple[float, ...]
+    guided: Plan | None = None
 
 
 def planned(
@@ -38,9 +42,17 @@ def planned(
     draws: Draws,
     device: torch.device,
     choose: Callable[[Layers], tuple[str, ...]],
+    relayed: str | None = None,
 ) -> Planned:
-    """From the scheduler's timestep number `begin` on; `choose` names the layers that are meant."""
-    course = course_of(scheduler, begin, draws.eta, draws.use_clipped)
+    """From the scheduler's timestep number `begin` on; `choose` names the layers that are meant,
+    `relayed` says why the scheduler takes its own steps.
+    """
+    if relayed is None:
+        course = course_of(scheduler, begin, draws.eta, draws.use_clipped)
+    else:
+        course = relayed_course(scheduler, meaning, begin)
+        if not meaning.known:
+            check_plain(guidance, relayed)
     plan = make_plan(
         meaning.prediction,
         course.levels,
@@ -61,7 +73,9 @@ def planned(
     alphas = (1.0, *(at.alpha for at in levels), course.levels.points[-1].alpha)
     scales = (1.0, *(meaning.prediction.input_scale(at) for at in levels))
     alphas = alphas if meaning.scaled else (1.0,) * len(alphas)
-    return Planned(course, replace(plan, times=times.to(plan.times)), alphas, scales)
+    plan = replace(plan, times=times.to(plan.times))
+    guided = None if relayed is None else of_guided(plan)
+    return Planned(course, plan, alphas, scales, guided)
 
 
 def scheduler_key(scheduler: Any) -> tuple[Any, ...]:
@@ -70,7 +84,7 @@ def scheduler_key(scheduler: Any) -> tuple[Any, ...]:
     table = getattr(scheduler, "alphas_cumprod", None)
     return (
         type(scheduler).__name__,
-        repr(scheduler.config),
+        repr(getattr(scheduler, "config", None)),
         *scheduler.timesteps.tolist(),
         None if sigmas is None else tuple(sigmas.tolist()),
         None if table is None else tuple(table.tolist()),

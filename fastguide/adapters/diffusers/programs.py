@@ -55,12 +55,13 @@ class Stepwise(Predict):
         differentiate: Callable[[Tensor, Tensor], None] | None = None,
     ) -> dict[Branch, Tensor]:
         """`run_program`, compiled where asked; what is given already does not run."""
-        rows = [row for one in program.batches for row in one.rows]
-        plain = not program.graph and context.move is None and context.nag is None
-        plain = plain and not any(step.observe for one in program.batches for step in one.steps)
-        if self.given is not None and plain and all(row in self.given for row in rows):
-            return {row: self.given[row] for row in rows}
-        if self.check is not None and rows[0].net is None:
+        if self.given is not None:
+            rows = [row for one in program.batches for row in one.rows]
+            plain = not program.graph and context.move is None and context.nag is None
+            plain = plain and not any(step.observe for one in program.batches for step in one.steps)
+            if plain and all(row in self.given for row in rows):
+                return {row: self.given[row] for row in rows}
+        if self.check is not None and program.batches[0].rows[0].net is None:
             self.check()
         if self.compiled is None:
             return run_program(program, x, t, conds, batch, shape, context, differentiate)

@@ -4,6 +4,7 @@ and one update at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fastguide import ops
+from fastguide.adapters.diffusers import relay
 from fastguide.adapters.diffusers.cache import Cache, Entry
 from fastguide.adapters.diffusers.calls import Gather
 from fastguide.adapters.diffusers.draws import Draws
@@ -23,9 +25,9 @@ from fastguide.adapters.diffusers.network import Call, NotUnderstood
 from fastguide.adapters.diffusers.plans import Planned, planned, scheduler_key
 from fastguide.adapters.diffusers.programs import Stepwise
 from fastguide.adapters.diffusers.scales import Changed, Listed, cfg_terms, with_scale
-from fastguide.adapters.diffusers.schedulers import meaning_of
+from fastguide.adapters.diffusers.schedulers import NotOurs
 from fastguide.adapters.diffusers.seen import Seen
-from fastguide.adapters.diffusers.whole import Whole, computes_in
+from fastguide.adapters.diffusers.whole import Whole, computes_in, merged
 from fastguide.engine.evaluate import EMPTY, Evaluate
 from fastguide.engine.gradient import differentiable
 from fastguide.engine.passes import Conditions, make_passes
@@ -60,6 +62,7 @@ class Settings:
             and modules may be others at each.
         scale: reads the guidance scale that is set on the pipeline, or None.
         second, second_guidance: the network of the levels below the pipeline's boundary.
+        rows: how many the pipeline runs for each sample, where it combines them itself.
     """
 
     family: Family
@@ -69,6 +72,7 @@ class Settings:
     scale: Callable[[], Any] = lambda: None
     second: Any = None
     second_guidance: Guidance | None = None
+    rows: int = 1
 
 
 class Run:
@@ -83,10 +87,10 @@ class Run:
     def __init__(self, inner: Any, scheduler: Any, settings: Settings, cache: Cache) -> None:
         self.inner, self.scheduler, self.settings = inner, scheduler, settings
         self.guidance, self.cache = settings.guidance, cache
-        self.meaning = meaning_of(scheduler)
+        self.relayed, self.meaning = relay.read(scheduler, settings.family.why_relayed)
         inside = () if self.guidance is None else self.guidance.inside()
         shared = "NAG with shared queries" if any(one.shared for one in inside) else None
-        self.why_whole = settings.family.whole or shared
+        self.why_whole = settings.family.why_relayed or settings.family.whole or shared
         self._enter(cache.entry(inner, self.meaning.time_scale, self.why_whole))
         model = self.model
         self.names = named_conditions(model, self.guidance)
@@ -140,7 +144,9 @@ class Run:
         self._seen = Seen()
         self._halves: tuple[Any, Any] = (None, None)
         self._positive: tuple[Call, Tensor | None] | None = None
-        self._combined = EMPTY
+        self._unanswered: list[Tensor] = []
+        self._told_time: Any = None  # what the network was told first
+        self._combined, self._stepped = EMPTY, False
         self._last = Seen()
         self._kept: Any = None  # what earlier evaluations left, under another plan
         self._raw: Any = None
@@ -157,6 +163,9 @@ class Run:
         """
         if net is not None and net is self.settings.second:
             self._go_on_with(net)
+        if self.planned is None:
+            name = getattr(self.net, "time", "timestep")
+            self._told_time = args[1] if len(args) > 1 else kwargs.get(name)
         if self._modules is not None and self._evaluate is not None:
             now = State(self.inner)
             if now != self._modules:
@@ -169,8 +178,12 @@ class Run:
                 raise
             self.switch(str(error))
             call = self._gather(args, kwargs)
+        if self.settings.family.why_relayed is not None:
+            return self._added(call, self._returned(args, kwargs, call))
         own = self._own(args, kwargs, call) if isinstance(self.net, Whole) else None
         self._take(call, own)
+        if self.relayed is not None:
+            return self._answer(call)
         shape = call.x.shape
         if shape != self._zeros[0]:
             made = (shape[0], shape[1] * self.net.outputs, *shape[2:])
@@ -178,6 +191,38 @@ class Run:
             net = self.net
             self._zeros = shape, net.as_returned(zeros) if isinstance(net, Whole) else zeros
         return self._zeros[1]
+
+    def _answer(self, call: Call) -> Any:
+        """The guided prediction for every row that the pipeline asks for. Where it asks for the
+        positive rows first, these are written once the negative ones have been seen.
+        """
+        shape = (call.x.shape[0], call.x.shape[1] * self.net.outputs, *call.x.shape[2:])
+        answer = call.x.new_full(shape, float("nan"))
+        self._unanswered.append(answer)
+        if self._positive is None:
+            guided, variance = self._state[0], self._combined.variance
+            if self.net.outputs == 2 and variance is not None:
+                guided = torch.cat([guided, variance], 1)
+            guided = self.net.pack(guided)
+            if isinstance(self.net, Whole) and self.net.told.negated:
+                guided = -guided
+            for one in self._unanswered:
+                one.copy_(guided.repeat(one.shape[0] // self.batch, *[1] * (guided.ndim - 1)))
+            self._unanswered.clear()
+            self._combined = EMPTY
+        return self.net.as_returned(answer) if isinstance(self.net, Whole) else answer
+
+    def _added(self, call: Call, own: Tensor) -> Tensor:
+        """The network's own answer, with what guidance adds to the positive rows, the first, added
+        to all: a pipeline that combines them with weights that sum to one adds it once.
+        """
+        rows = call.x.shape[0] // self.settings.rows
+        cond, varying = tree_map(lambda leaf: leaf[:rows], (call.fixed, call.varying))
+        given = {POSITIVE: own[:rows]}
+        self._combine(call.x[:rows], rows, (cond, None), (varying, {}), given)
+        self._combined = EMPTY
+        added = (self._state[0] - own[:rows]).to(own.dtype)
+        return own + added.repeat(self.settings.rows, *[1] * (added.ndim - 1))
 
     def _own(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call) -> Tensor | None:
         """The network's own answer to the pipeline's call; None where its rows run beside others,
@@ -196,7 +241,12 @@ class Run:
             doubled = self._positive is not None or call.x.shape[0] == 2 * self.batch
             if doubled and not negative and pattern.nag is None:
                 return None
-        out = self.inner(*args, **{**kwargs, "return_dict": False})[0]
+        return self._returned(args, kwargs, call)
+
+    def _returned(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call) -> Tensor:
+        """What the network returns for the pipeline's call."""
+        assert isinstance(self.net, Whole)
+        out = self.inner(*args, **merged(kwargs, {"return_dict": False}))[0]
         return self.net.answer(out, call.x.shape[1])
 
     def _go_on_with(self, net: Any) -> None:
@@ -267,6 +317,11 @@ class Run:
         assert self.planned is not None
         plan = self.planned.plan
         if self.row >= len(plan.rows):
+            if self.relayed is not None:
+                raise ValueError(
+                    f"the pipeline evaluates its network a {self.row}th time, but its scheduler "
+                    f"has {len(plan.rows) - 1} timesteps from where it began"
+                )
             return  # idle: the level does not change any more
         pattern = plan.rows[self.row].pattern
         assert pattern is not None
@@ -289,6 +344,16 @@ class Run:
         x = x.to(self._predict.dtype)
         self._combined = self._evaluate(plan.at(self.row), now, x, state)
         self._predict.given = None
+        if self.planned.guided is not None:
+            self._guide(self.planned.guided, state)
+
+    def _guide(self, plan: Plan, state: Tensor) -> None:
+        """Make x the guided prediction; the scheduler takes the step."""
+        self._x.copy_(state)
+        assert self._predict is not None
+        known = (self._combined, self._first_bad, self._seeds)
+        update(plan, plan.at(self.row), self._state, *known, checked=self._stepped)
+        self.row, self._stepped = self.row + 1, True
 
     def _follow(self) -> None:
         """Take the guidance scale that a callback has set on the pipeline."""
@@ -328,18 +393,27 @@ class Run:
             return self.planned
         begin = getattr(self.scheduler, "_begin_index", None)
         if begin is None:
-            timesteps = self.scheduler.timesteps.tolist()
-            begin = 0 if timestep is None else timesteps.index(float(timestep))
+            if timestep is None and not hasattr(self.scheduler, "_begin_index"):
+                timestep = self._told_time
+            begin = 0 if timestep is None else _place(timestep, self.scheduler.timesteps.tolist())
         self.begin = begin
-        draws = self.settings.draws
-        told = (self.guidance, begin, draws.eta, draws.use_clipped, device)
+        if self.relayed is None:
+            try:
+                return self._start(device)
+            except NotOurs as error:
+                self.relayed, self.meaning = str(error), relay.relayed_meaning(self.scheduler)
+        return self._start(device)
+
+    def _start(self, device: torch.device) -> Planned:
+        begin, draws = self.begin, self.settings.draws
+        told = (self.guidance, begin, draws.eta, draws.use_clipped, device, self.relayed)
         key = (*told, scheduler_key(self.scheduler))
         self.planned = self.entry.plan(key, partial(self._make_plan, device))
         return self.planned
 
     def _make_plan(self, device: torch.device) -> Planned:
         known = (self.scheduler, self.meaning, self.guidance, self.begin, self.settings.draws)
-        return planned(*known, device, self.choose)
+        return planned(*known, device, self.choose, self.relayed)
 
     def _begin_batch(self, x: Tensor, batch: int) -> None:
         """What depends on the batch, once a run."""
@@ -495,8 +569,8 @@ class Run:
             noise = self.net.unpack(draw()[: self.batch]).float().contiguous()
         assert self._predict is not None
         known = (self._combined, self._first_bad, self._predict.seeds, noise)
-        update(plan, plan.at(e), self._state, *known)
-        self._combined = EMPTY
+        update(plan, plan.at(e), self._state, *known, checked=self._stepped)
+        self._combined, self._stepped = EMPTY, True
         self.row += 1
         alpha = alphas[self.row]
         packed = self.net.pack(x if alpha == 1.0 else x / alpha)
@@ -523,6 +597,18 @@ def _drawn(model: Model, cond: Any, seeds: Tensor) -> Any:
         return random_condition(model, cond, seeds)
     texts = {name: value for name, value in cond.items() if name in TEXTS}
     return {**cond, **random_condition(model, texts, seeds)}
+
+
+def _place(timestep: Any, timesteps: list[float]) -> int:
+    """Where among a scheduler's timesteps one of them is, or what a network is told for it."""
+    time = float(torch.as_tensor(timestep).flatten()[0])
+    for told in (time, 1000.0 * time):
+        for number, one in enumerate(timesteps):
+            if math.isclose(one, told, rel_tol=1e-5, abs_tol=1e-5):
+                return number
+    raise ValueError(
+        f"the pipeline begins at the time {time}, which is none of its scheduler's: {timesteps}"
+    )
 
 
 def _half(half: int, leaf: Any) -> Any:

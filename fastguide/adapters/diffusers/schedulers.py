@@ -6,6 +6,7 @@ them (Karras sigmas, shifts, spacings, terminal SNR) is what we run.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -39,13 +40,17 @@ from fastguide.spacing import Levels
 
 Clamp = tuple[float, float] | DynamicThreshold | None
 _NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-_PREDICTIONS = {
+PREDICTIONS = {
     "epsilon": "eps",
     "sample": "x0",
     "v_prediction": "v",
     "flow_prediction": "flow",
 }
 FEW_STEPS = 15  # below, DPM-Solver and DEIS end at lower orders
+
+
+class NotOurs(ValueError):
+    """A scheduler, or a flag of it, whose steps are not ours; it may take them itself."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Meaning:
         scaled: whether its latents are x / alpha.
         time_scale: what our t is multiplied with for the network: flows count to 1, networks to
             1000.
+        known: whether the levels are, or stand in for ones that the scheduler does not tell.
     """
 
     process: Noising
@@ -63,6 +69,7 @@ class Meaning:
     clamp: Clamp
     scaled: bool
     time_scale: float = 1.0
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ def meaning_of(scheduler: Any) -> Meaning:
     """Read a scheduler's config.
 
     Raises:
-        ValueError: a scheduler, or a flag of it, that we do not have.
+        NotOurs: a scheduler, or a flag of it, that we do not have.
     """
     name, config = _name(scheduler), scheduler.config
     _check_flags(scheduler)
@@ -109,7 +116,7 @@ def meaning_of(scheduler: Any) -> Meaning:
         return Meaning(process, prediction, _clamp(scheduler), False)
     if name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"):
         return Meaning(Flow(), Prediction("flow"), None, False, float(config.num_train_timesteps))
-    kind = _PREDICTIONS.get(config.prediction_type)
+    kind = PREDICTIONS.get(config.prediction_type)
     if kind is None:
         raise _unsupported(scheduler, "prediction_type")
     flow = bool(_get(scheduler, "use_flow_sigmas"))
@@ -130,6 +137,9 @@ def course_of(
 
     Args:
         eta, use_clipped: what diffusers' pipelines call `eta` and `use_clipped_model_output`.
+
+    Raises:
+        NotOurs: its steps, or how they begin or end, are not ours.
     """
     name = _name(scheduler)
     if eta and name not in ("DDIMScheduler", "TCDScheduler"):
@@ -215,7 +225,7 @@ def _sigma_course(
 ) -> Course:
     levels, idle = _by_sigmas(scheduler, begin, stride)
     if idle and not idles:
-        raise ValueError(
+        raise NotOurs(
             f"the scheduler is a {_name(scheduler)} whose last step does not change the noise "
             "(final_sigmas_type 'sigma_min' after the smallest sigma), which we do not have"
         )
@@ -255,7 +265,7 @@ def _ddpm(scheduler: Any, begin: int, eta: float) -> Course:
 
 def _pndm(scheduler: Any, begin: int, eta: float) -> Course:
     if begin:
-        raise ValueError(
+        raise NotOurs(
             f"the run begins at step {begin} of a PNDMScheduler, whose start-up needs step 0; "
             "use another scheduler, such as DDIMScheduler"
         )
@@ -431,17 +441,25 @@ def _check_flags(scheduler: Any) -> None:
     known = _IN_THE_TABLES | _HANDLED
     if _name(scheduler) == "DDPMScheduler":
         known = known | {"variance_type"}
-    parameters = inspect.signature(type(scheduler).__init__).parameters
-    for name, parameter in list(parameters.items())[1:]:
+    for name, default in _flags(type(scheduler)):
+        if name in known:
+            continue
         value = _get(scheduler, name)
-        if name not in known and value is not None and value != parameter.default:
+        if value is not None and value != default:
             raise _unsupported(scheduler, name)
+
+
+@functools.cache
+def _flags(kind: type) -> tuple[tuple[str, Any], ...]:
+    """The names and defaults of a scheduler's flags."""
+    parameters = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    return tuple((name, one.default) for name, one in list(parameters.items())[1:])
 
 
 def _name(scheduler: Any) -> str:
     name = type(scheduler).__name__
     if name not in _COURSES:
-        raise ValueError(
+        raise NotOurs(
             f"the scheduler is a {name}, but it should be one of {', '.join(sorted(_COURSES))}"
         )
     return name
@@ -456,8 +474,8 @@ def _require(scheduler: Any, flag: str, value: object) -> None:
         raise _unsupported(scheduler, flag, f"where we have {value!r}")
 
 
-def _unsupported(scheduler: Any, flag: str, where: str = "") -> ValueError:
-    return ValueError(
+def _unsupported(scheduler: Any, flag: str, where: str = "") -> NotOurs:
+    return NotOurs(
         f"the {type(scheduler).__name__} has {flag} {_get(scheduler, flag)!r}"
         f"{' ' + where if where else ''}, which we do not support"
     )

@@ -30,11 +30,14 @@ class Seen:
         """Whether these are they."""
         if len(leaves) != len(self.leaves):
             return False
-        rows = zip(leaves, self.leaves, self._versions, self._copies, strict=True)
-        return all(
-            now is old and _version(now) == version and (copy is None or torch.equal(now, copy))
-            for now, old, version, copy in rows
-        )
+        for now, old, version, copy in zip(
+            leaves, self.leaves, self._versions, self._copies, strict=True
+        ):
+            if now is not old or _version(now) != version:
+                return False
+            if copy is not None and not torch.equal(now, copy):
+                return False
+        return True
 
 
 def _version(leaf: Any) -> int:

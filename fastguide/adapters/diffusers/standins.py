@@ -17,7 +17,8 @@ from torch import Tensor
 from fastguide.adapters.diffusers.run import Run
 
 RUN, INNER = "fastguide_run", "fastguide_inner"
-_OF_STANDIN = {RUN, INNER, "__class__", "__dict__", "__call__"}
+_OF_STANDIN = frozenset((RUN, INNER, "__class__", "__dict__", "__call__"))
+_get = object.__getattribute__
 
 
 class Network:
@@ -29,12 +30,10 @@ class Network:
     def __getattribute__(self, name: str) -> Any:
         # methods are the original's, because some of them keep what they are called on
         # (cache_context, which a Flux pipeline calls, makes a registry of hooks that does)
-        if name in _OF_STANDIN:
-            return object.__getattribute__(self, name)
-        return getattr(object.__getattribute__(self, INNER), name)
+        return _get(self, name) if name in _OF_STANDIN else getattr(_get(self, INNER), name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        like = self.fastguide_run.predict(args, kwargs, object.__getattribute__(self, INNER))
+        like = _get(self, RUN).predict(args, kwargs, _get(self, INNER))
         return Output(like) if kwargs.get("return_dict", True) else (like,)
 
 
@@ -57,33 +56,33 @@ class Scheduler:
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None, *_: Any, **__: Any) -> Tensor:
         """The network's input for latents."""
-        scale = self.fastguide_run.input_scale(timestep, sample.device)
+        run = self.fastguide_run
+        scale = run.input_scale(timestep, sample.device)
+        if run.relayed is not None:
+            return self.fastguide_inner.scale_model_input(sample, timestep)
         return sample if scale == 1.0 else sample * scale
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Any,
-        sample: Tensor,
-        eta: float = 0.0,
-        use_clipped_model_output: bool = False,
-        generator: Any = None,
-        return_dict: bool = True,
+    def fastguide_step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        """The latents after one update; `model_output` is known already."""
+        """The latents after one update; `model_output` is known already, unless the scheduler's
+        own step is to take the guided one.
+        """
+        run, inner = self.fastguide_run, self.fastguide_inner
+        if run.relayed is not None:
+            return inner.step(model_output, timestep, sample, *args, **kwargs)
 
         def draw() -> Tensor:
             from diffusers.utils.torch_utils import randn_tensor
 
             upcast = "DPMSolverMultistep" in type(self).__name__
             dtype = torch.float32 if upcast else model_output.dtype
-            return randn_tensor(sample.shape, generator, sample.device, dtype)
+            return randn_tensor(sample.shape, kwargs.get("generator"), sample.device, dtype)
 
-        run = self.fastguide_run
         latents = run.advance(sample, draw)
-        if hasattr(self.fastguide_inner, "_step_index"):
-            self.fastguide_inner._step_index = run.begin + run.row - 1
-        return Step(latents) if return_dict else (latents,)
+        if hasattr(inner, "_step_index"):
+            inner._step_index = run.begin + run.row - 1
+        return Step(latents) if kwargs.get("return_dict", True) else (latents,)
 
 
 @dataclass(frozen=True)
@@ -124,6 +123,7 @@ def _class(mixin: Any, kind: Any) -> type:
     known: dict[str, Any] = {"__slots__": (RUN, INNER), "__module__": kind.__module__}
     if mixin is Scheduler:
         known["set_timesteps"] = _setting(kind)
+        known["step"] = _stepping(kind)
     return type(kind.__name__, (mixin, kind), known)
 
 
@@ -134,3 +134,11 @@ def _setting(kind: Any) -> Callable[..., Any]:
         return kind.set_timesteps(self, *args, **kwargs)
 
     return set_timesteps
+
+
+def _stepping(kind: Any) -> Callable[..., Any]:
+    @functools.wraps(kind.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.fastguide_step(*args, **kwargs)
+
+    return step

@@ -37,6 +37,7 @@ class Whole(nn.Module):
         self.time_scale, self.why_not_staged = time_scale, why_not_staged
         self.told = blocks_of(net)
         self.__dict__["layout"] = layout
+        self.made_from: Any = None  # of `networks.made`
         self.static: dict[str, Any] = {}  # of the last call: arguments that are the same for all
         forward = type(getattr(net, "_orig_mod", net)).forward
         self.arguments = tuple(inspect.signature(forward).parameters)[1:]
@@ -56,6 +57,12 @@ class Whole(nn.Module):
         config = self.net.config
         made = getattr(config, "out_channels", None)
         return 2 if made is not None and made == 2 * config.in_channels else 1
+
+    def as_it_is(self) -> Any:
+        """This, or another of the same network as its modules are now."""
+        from fastguide.adapters.diffusers.networks import as_it_is
+
+        return as_it_is(self)
 
     def of_run(self) -> Whole:
         """The same for one run, which may note in it how a call's latents lie."""
@@ -88,7 +95,7 @@ class Whole(nn.Module):
             if name in given:
                 rows = given[name]
                 given[name] = list(rows.rows if isinstance(rows, Ragged) else rows.unbind())
-        arguments = {**fixed, **given}
+        arguments = merged(fixed, given)
         arguments[self.arguments[0]] = list(x.unsqueeze(2).unbind()) if self.told.lists else x
         t = 1.0 - t if self.told.backwards else t
         arguments[self.time] = t if self.time_scale == 1.0 else t * self.time_scale
@@ -135,12 +142,13 @@ class Whole(nn.Module):
             self.__dict__["layout"] = None
         if self.layout is not None:
             self.layout.place(given)
-        cond = {k: _of_rows(k, v, x.shape[0], self.told.axes) for k, v in given.items()}
+        parts = {k: _parted(k, v, x.shape[0], self.told.axes) for k, v in given.items()}
+        cond = {k: rows for k, (rows, _) in parts.items() if rows is not None}
+        self.static = {k: same for k, (_, same) in parts.items() if same is not None}
         for name in self.told.lists:
             if isinstance(given.get(name), (list, tuple)):
                 cond[name] = Ragged(tuple(given[name]))
-        cond = {k: v for k, v in cond.items() if v is not None}
-        self.static = {k: v for k, v in given.items() if k not in cond and v is not None}
+                self.static.pop(name, None)
         if self.static:
             cond[FIXED] = self._fixed()
         varying = {}
@@ -182,6 +190,40 @@ def computes_in(net: Any) -> torch.dtype:
     """The floating-point type of a network's input, which may not be that of its weights."""
     own = getattr(net, "dtype", None)
     return own if isinstance(own, torch.dtype) and own.is_floating_point else dtype_of(net)
+
+
+def _parted(name: str, value: Any, rows: int, axes: tuple[tuple[str, int], ...]) -> tuple[Any, Any]:
+    """Of an argument what has rows, and what is the same for all; a dict may hold both."""
+    found = _of_rows(name, value, rows, axes)
+    if found is not None:
+        return _copied(found), None
+    if not isinstance(value, dict):
+        return None, value
+    parts = {key: _parted(key, one, rows, ()) for key, one in value.items()}
+    inside = {key: one for key, (one, _) in parts.items() if one is not None}
+    if not inside:
+        return None, value
+    return inside, {key: one for key, (_, one) in parts.items() if one is not None} or None
+
+
+def _copied(value: Any) -> Any:
+    """The same leaves in dicts and lists of their own: a pipeline of Flux writes the image of its
+    negative rows where that of the positive ones was.
+    """
+    if isinstance(value, dict):
+        return {name: _copied(one) for name, one in value.items()}
+    return [_copied(one) for one in value] if isinstance(value, list) else value
+
+
+def merged(static: dict[str, Any], cond: dict[str, Any]) -> dict[str, Any]:
+    """The arguments again, in dicts and lists of their own: a network may change what it is given,
+    as those of IP-Adapters and T2I-Adapters do.
+    """
+    found: dict[str, Any] = _copied(static)
+    for name, value in cond.items():
+        both = isinstance(value, dict) and isinstance(found.get(name), dict)
+        found[name] = merged(found[name], value) if both else _copied(value)
+    return found
 
 
 def _of_rows(name: str, value: Any, rows: int, axes: tuple[tuple[str, int], ...]) -> Any:
