@@ -49,7 +49,8 @@ def test_sample_makes_one_file_per_seed(model, tmp_path):
     options += ["--classes", "blue,0", "--negative", "green", "--seeds", "3,9"]
     done = fastguide("sample", model, "--out", tmp_path / "many", *options)
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in (tmp_path / "many").iterdir()) == ["000003.png", "000009.png"]
+    names = sorted(p.name for p in (tmp_path / "many").iterdir())
+    assert names == ["000003.png", "000009.png", "samples.json"]
     loaded = fg.load(model)
     guidance = fg.CFG(3.0, fg.interval(0.3, 3.0))
     x = fg.sample(loaded, [2, 0], guidance, fg.heun, 3, [3, 9], negative=[1, 1])

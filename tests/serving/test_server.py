@@ -256,11 +256,15 @@ def test_deadlines_and_cancellation_within_a_run(model):
 
 
 def test_what_ends_the_thread_ends_all(model):
+    asked = threading.Event()
+
     def net(x, t, cond):
+        assert asked.wait(30)
         raise SystemExit(3)
 
     server = fg.Server(fg.Model(net, model.process, model.prediction, model.shape, null=5))
     futures = [server.submit(0, i) for i in range(3)]
+    asked.set()
     for future in futures:
         with pytest.raises(RuntimeError, match="SystemExit"):
             future.result(30)

@@ -441,7 +441,8 @@ def _check_flags(scheduler: Any) -> None:
     known = _IN_THE_TABLES | _HANDLED
     if _name(scheduler) == "DDPMScheduler":
         known = known | {"variance_type"}
-    for name, default in _flags(type(scheduler)):
+    kind: Any = type(scheduler)
+    for name, default in _flags(kind):
         if name in known:
             continue
         value = _get(scheduler, name)
@@ -450,9 +451,9 @@ def _check_flags(scheduler: Any) -> None:
 
 
 @functools.cache
-def _flags(kind: type) -> tuple[tuple[str, Any], ...]:
+def _flags(kind: Any) -> tuple[tuple[str, Any], ...]:
     """The names and defaults of a scheduler's flags."""
-    parameters = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    parameters = inspect.signature(kind.__init__).parameters
     return tuple((name, one.default) for name, one in list(parameters.items())[1:])
 
 
