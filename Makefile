@@ -26,7 +26,7 @@ ONE_HEAD := --irrelevant 0 --negative 0 --no-split --compile --dtype fp16
 
 ##@ Daily
 sample: $(VENV)/installed ## draw samples of the bundled model into samples.png
-	$(BIN)/fastguide sample fashion --out samples.png
+	$(BIN)/fastguide sample fashion --seeds 0-59 --out samples.png
 
 # a process for each core and one thread in each: no test is large enough for two
 JOBS ?= $(shell nproc)

@@ -131,9 +131,9 @@ def test_guidance_by_them_finds_the_class(trained, kind):
         for named in (None, NAMES[1]):  # texts by label, or one for all
             labels = torch.arange(30) % 3 if named is None else torch.ones(30, dtype=torch.int64)
             plain = fg.sample(model, labels, by_label, **run)
-            assert torch.equal(
-                plain, fg.sample(model, labels, fg.CLIPGuidance(pair, named, 3.0), **run)
-            )
+            # one text and three are embedded in batches of their own
+            by_name = fg.sample(model, labels, fg.CLIPGuidance(pair, named, 3.0), **run)
+            torch.testing.assert_close(by_name, plain)
     shares = []
     for how in (None, guidance):
         x = fg.sample(model, guidance=how, steps=20, seeds=range(30)).double()

@@ -51,7 +51,7 @@ def guided(name, positive, negative, x):
     row = torch.zeros(8)
     row[0], row[1] = X0
     gram = ops.gram(x[None], [positive[None], negative[None]], torch.tensor(X0))
-    products = Products(gram, row[1], x.numel())
+    products = Products(gram, row[1:2], x.numel())
     weights = projected_weights(pattern, products, torch.tensor([[1.0, 1.0, SCALE - 1]]), {})
     weights = weights.float()
     return reference.combine(x[None], [positive[None], negative[None]], weights, row)[0], weights
@@ -86,7 +86,7 @@ def test_rescale_leaves_flat_predictions_alone(value, share):
     for space in ("prediction", "denoised"):
         (term,) = fg.CFG(SCALE).rescale(share, space).terms()
         gram = ops.gram(torch.zeros(1, 2, 5, 5), [positive[None], negative[None]], torch.tensor(X0))
-        products = Products(gram, torch.tensor(X0[1]), 50)
+        products = Products(gram, torch.tensor([X0[1]]), 50)
         plan = torch.tensor([[1.0, 1.0, SCALE - 1]])
         weights = projected_weights(Pattern((POSITIVE, term.branch)), products, plan, {})
         torch.testing.assert_close(weights, plan.double())
@@ -107,7 +107,7 @@ def test_rescale_keeps_a_small_deviation_beside_a_large_mean():
     positive, negative = 1.0 + 1e-2 * noise, 1.0 - 1e-2 * noise
     (term,) = fg.CFG(SCALE).rescale(1.0).terms()
     gram = ops.gram(torch.zeros(1, 2, 8, 8), [positive[None], negative[None]], torch.tensor(X0))
-    products = Products(gram, torch.tensor(X0[1]), 128)
+    products = Products(gram, torch.tensor([X0[1]]), 128)
     plan = torch.tensor([[1.0, 1.0, SCALE - 1]])
     weights = projected_weights(Pattern((POSITIVE, term.branch)), products, plan, {})
     led = positive.double() + (SCALE - 1) * (positive - negative).double()

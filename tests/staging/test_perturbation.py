@@ -310,7 +310,7 @@ def test_clean_rows_do_not_see_their_neighbours():
     from fastguide.engine.rows import Context, bind, run_program
 
     out = run_program(
-        program, x, torch.tensor(0.4), bind(program, {"cond": cond}), 6, (2, 8, 8), Context()
+        program, x, torch.tensor([0.4]), bind(program, {"cond": cond}), 6, (2, 8, 8), Context()
     )
     torch.testing.assert_close(out[rows[0]], clean, rtol=1e-5, atol=1e-5)
     assert (out[rows[1]] - clean).abs().max() > 1e-3

@@ -91,8 +91,10 @@ def as_it_is(adapted: Adapted | Whole) -> Adapted | Whole:
 def _check_channels(net: Any, name: str) -> None:
     takes, returns = net.config.in_channels, getattr(net.config, "out_channels", None)
     told = blocks_of(net)
-    if returns is None or takes <= returns or told.packed or told.extra:
+    if returns is None or takes <= returns or told.extra:
         return
+    if told.packed and takes == returns * getattr(net.config, "patch_size", 1) ** 2:
+        return  # a token is told as a patch's channels on its way in, as a pixel's on its way out
     raise ValueError(
         f"the {name} takes {takes} channels and returns {returns}; that its input holds more than "
         "latents (masks, images) fastguide understands of a UNet2DConditionModel and of Wan alone"
