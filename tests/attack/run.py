@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,10 @@ PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- attacks -->\n", "<!-- /attacks -->\n"
 
 sys.path[:0] = [str(room) for room in sorted(HERE.parent.iterdir()) if room.is_dir()]
+sys.path.append(str(ROOT / "bench" / "common"))
 
 from attack import Attack, attacks  # noqa: E402
+from machine import where_and_when  # noqa: E402
 
 
 def child(attack: Attack, seed: int, numbers: range) -> None:
@@ -78,8 +79,8 @@ def keep(rows: list[dict[str, Any]], seed: int) -> None:
     known = json.loads(RESULTS.read_text())["attacks"] if RESULTS.exists() else []
     merged = {row["name"]: row for row in [*known, *rows]}
     kept = [merged[attack.name] for attack in attacks() if attack.name in merged]
-    date = datetime.now(timezone.utc).date().isoformat()
-    RESULTS.write_text(json.dumps({"date": date, "seed": seed, "attacks": kept}, indent=1) + "\n")
+    found = {**where_and_when(), "seed": seed, "attacks": kept}
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     page = PAGE.read_text()
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     PAGE.write_text(before + BEGIN + table(kept) + END + after)
